@@ -1,0 +1,41 @@
+"""Records to bytes and back, checked against their types. JSON, so that people can read it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TypeVar
+
+import msgspec
+
+from accel_dask.errors import InvariantViolated
+
+T = TypeVar("T")
+
+_ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="string")
+_DECODERS: dict[object, msgspec.json.Decoder[object]] = {}
+
+
+def encode(record: object) -> bytes:
+    """`record` as canonical JSON: equal records give equal bytes."""
+    return _ENCODER.encode(record)
+
+
+def decode(data: bytes, record_type: type[T]) -> T:
+    """The `record_type` that `data` holds. Unknown fields are ignored, so that a newer
+    writer does not break an older reader.
+
+    Raises:
+        InvariantViolated: `data` is not such a record.
+    """
+    decoder = _DECODERS.get(record_type)
+    if decoder is None:
+        decoder = _DECODERS[record_type] = msgspec.json.Decoder(record_type)
+    try:
+        return decoder.decode(data)  # type: ignore[return-value]
+    except msgspec.MsgspecError as error:
+        raise InvariantViolated(f"not a {record_type.__name__}: {error}") from error
+
+
+def digest(record: object) -> str:
+    """SHA-256 of the canonical form, in hex."""
+    return hashlib.sha256(encode(record)).hexdigest()

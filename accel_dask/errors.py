@@ -1,0 +1,232 @@
+"""The one error tree; every part of accel-dask raises these and nothing else.
+
+AccelError
+├─ ConfigError
+├─ StoreError               StoreUnavailable · OutcomeUnknown · CommitConflict ·
+│                           WatchCompacted · LeaseLost · StoreMismatch
+├─ IllegalTransition · InvariantViolated
+├─ LoadError                SourceUnavailable · SnapshotGone · NotAcceleratable ·
+│                           SchemaUnsupported · ValidationFailed · ShardDamaged ·
+│                           LoaderCrashed
+├─ AdmissionError           QuotaExceeded · TooManyQueries
+├─ AuthError                Unauthenticated
+├─ QueryError               InvalidQuery · UnknownTable · UnsupportedQuery ·
+│                           ReadOnly
+│  └─ LimitExceeded         RowLimit · MemoryLimit · DeadlineExceeded · TextLimit
+├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable
+└─ QueryCancelled
+
+Two attributes say what a caller may do: `retryable` (the same request may succeed
+when it is sent again) and `falls_back` (another engine may answer it). `code` is the
+stable, machine-readable name that clients see.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+
+class AccelError(Exception):
+    """Base of everything that accel-dask raises on purpose."""
+
+    retryable: ClassVar[bool] = False
+    falls_back: ClassVar[bool] = False
+    code: ClassVar[str] = "ACCEL_ERROR"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).upper()
+
+
+class ConfigError(AccelError):
+    """A setting is missing, malformed or contradicts another."""
+
+
+class StoreError(AccelError):
+    """The state store could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """No member of the store answered in time; nothing was changed."""
+
+    retryable = True
+
+
+class OutcomeUnknown(StoreError):
+    """A write was sent but its answer was lost: it may or may not be in place."""
+
+
+class CommitConflict(StoreError):
+    """A requirement of the commit did not hold; nothing was changed."""
+
+    retryable = True
+
+
+class WatchCompacted(StoreError):
+    """The revision asked for is no longer kept; read afresh and watch from there."""
+
+    retryable = True
+
+    def __init__(self, message: str, compact_revision: int = 0) -> None:
+        super().__init__(message)
+        self.compact_revision = compact_revision
+
+
+class LeaseLost(StoreError):
+    """The lease expired or was revoked; whatever it guarded is no longer ours."""
+
+
+class StoreMismatch(StoreError):
+    """The store that answered is another cluster, or one whose history went back."""
+
+
+class IllegalTransition(AccelError):
+    """A record was asked to move to a state that its own does not lead to."""
+
+
+class InvariantViolated(AccelError):
+    """The cluster's records contradict each other: a bug, never a user's fault."""
+
+
+class LoadError(AccelError):
+    """A snapshot could not become an epoch."""
+
+
+class SourceUnavailable(LoadError):
+    """The source did not answer; it may later."""
+
+    retryable = True
+
+
+class SnapshotGone(LoadError):
+    """The snapshot, or a file of it, is no longer at the source."""
+
+
+class NotAcceleratable(LoadError):
+    """The snapshot uses a feature that we would not read right, so we refuse it."""
+
+
+class SchemaUnsupported(LoadError):
+    """The engine cannot hold a column of this type, or the declared column is absent."""
+
+
+class ValidationFailed(LoadError):
+    """What was loaded is not what the source's statistics say is there."""
+
+
+class ShardDamaged(LoadError):
+    """A shard file is not the one that its manifest describes."""
+
+    retryable = True
+
+
+class LoaderCrashed(LoadError):
+    """The loader process ended without a result."""
+
+    retryable = True
+
+
+class AdmissionError(AccelError):
+    """The tenant's quota does not admit it."""
+
+
+class QuotaExceeded(AdmissionError):
+    """More memory than the tenant's or the host's budget holds."""
+
+
+class TooManyQueries(AdmissionError):
+    """Concurrency and queue of the tenant are full."""
+
+    retryable = True
+    falls_back = True
+
+
+class AuthError(AccelError):
+    """Who is asking is not known."""
+
+
+class Unauthenticated(AuthError):
+    """No token, or one that is wrong or has expired."""
+
+
+class QueryError(AccelError):
+    """The query itself cannot be answered as it stands."""
+
+
+class InvalidQuery(QueryError):
+    """The text is not a SQL query that parses and binds."""
+
+
+class UnknownTable(QueryError):
+    """No dataset of that name for this tenant (or not his: the answer is the same)."""
+
+
+class UnsupportedQuery(QueryError):
+    """A construct, function or statement outside what is served here."""
+
+
+class ReadOnly(QueryError):
+    """The statement would change something; this is a read-only cache."""
+
+
+class LimitExceeded(QueryError):
+    """A bound of the request or of the tenant was reached."""
+
+    falls_back = True
+
+
+class TextLimit(LimitExceeded):
+    """The SQL text, its nesting or its lists are larger than the gate accepts."""
+
+    falls_back = False
+
+
+class RowLimit(LimitExceeded):
+    """The answer has more rows than the tenant's limit."""
+
+
+class MemoryLimit(LimitExceeded):
+    """The query needs more memory than the executor's budget."""
+
+
+class DeadlineExceeded(LimitExceeded):
+    """The total time allowed for the query has passed."""
+
+
+class RoutingError(AccelError):
+    """The plan could not be brought to an executor."""
+
+
+class NotResident(RoutingError):
+    """The dataset has no epoch in memory (yet)."""
+
+    falls_back = True
+
+
+class StaleEpoch(RoutingError):
+    """The ticket names an epoch that this executor does not serve (any more)."""
+
+    retryable = True
+
+
+class ExecutorUnavailable(RoutingError):
+    """The executor did not answer, or went away before the first batch."""
+
+    retryable = True
+    falls_back = True
+
+
+class QueryCancelled(AccelError):
+    """The client went away or cancelled."""
+
+
+def error_class(code: str) -> type[AccelError]:
+    """The class of the tree whose `code` this is; `AccelError` for an unknown one."""
+    pending: list[type[AccelError]] = [AccelError]
+    while pending:
+        cls = pending.pop()
+        if cls.code == code:
+            return cls
+        pending.extend(cls.__subclasses__())
+    return AccelError

@@ -1,0 +1,110 @@
+"""Datasets as their owner declares them, and the request to publish a new snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+from accel_dask.model.ids import DatasetId, Path, TenantId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSpec:
+    """Which connector reads the source, and what it needs to find it."""
+
+    connector: str
+    """`iceberg` or `parquet`."""
+    options: tuple[tuple[str, str], ...] = ()
+    """Sorted key/value pairs; each connector documents its own."""
+
+    def option(self, key: str) -> str | None:
+        return dict(self.options).get(key)
+
+
+class Spread(StrEnum):
+    """How a dataset's shards are laid over hosts."""
+
+    TOGETHER = "together"
+    """All shards on the same hosts as the tenant's other TOGETHER datasets."""
+    SPREAD = "spread"
+    """Each shard on its own hosts, balanced by bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollup:
+    """A pre-aggregate that the loader builds beside the rows."""
+
+    name: str
+    dimensions: tuple[str, ...]
+    measures: tuple[str, ...]
+    """SQL aggregates over columns, such as `sum(delay)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A named table of one tenant, fed by one source."""
+
+    KIND: ClassVar[str] = "dataset"
+
+    tenant: TenantId
+    name: str
+    source: SourceSpec
+    columns: tuple[str, ...] = ()
+    """Source columns to hold, in this order; empty: all."""
+    row_filter: str | None = None
+    """A SQL predicate over the held columns; rows that fail it are not loaded."""
+    sort_by: tuple[str, ...] = ()
+    """Empty: the source's sort order, else its partition columns."""
+    replicas: int = 1
+    """On how many hosts each shard is held (fewer where there are fewer hosts)."""
+    spread: Spread = Spread.TOGETHER
+    shard_target_bytes: int = 64 * 1024 * 1024
+    """Source bytes that one shard should hold, within a factor of about two."""
+    rollups: tuple[Rollup, ...] = ()
+    poll_seconds: float = 0.0
+    """How often the master looks for a new snapshot by itself; 0: only when told."""
+
+    @property
+    def dataset_id(self) -> DatasetId:
+        return DatasetId(self.tenant, self.name)
+
+    @property
+    def path(self) -> Path:
+        return dataset_path(self.dataset_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishRequest:
+    """A hint that a dataset has a new snapshot. The source is always asked again.
+
+    There is one per dataset: a later request replaces one not yet taken up, so bursts
+    coalesce.
+    """
+
+    KIND: ClassVar[str] = "publish"
+
+    tenant: TenantId
+    name: str
+    nonce: str
+    """Identifies the request to whoever waits for it."""
+    requested_by: str
+    requested_at_ns: int
+    snapshot: str | None = None
+    """The source's own snapshot id; None: the newest."""
+
+    @property
+    def dataset_id(self) -> DatasetId:
+        return DatasetId(self.tenant, self.name)
+
+    @property
+    def path(self) -> Path:
+        return publish_path(self.dataset_id)
+
+
+def dataset_path(dataset: DatasetId) -> Path:
+    return (Dataset.KIND, dataset.tenant, dataset.name)
+
+
+def publish_path(dataset: DatasetId) -> Path:
+    return (PublishRequest.KIND, dataset.tenant, dataset.name)

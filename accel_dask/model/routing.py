@@ -1,0 +1,129 @@
+"""The routing table: for every dataset its serving epoch and the executors that have it.
+
+Built from a view by each gateway; queries are planned against one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.epoch import ShardSummary
+from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
+from accel_dask.model.ids import DatasetId, EpochNumber, Revision, TenantId, WorkerId
+from accel_dask.model.member import META_PATH, ClusterMeta
+from accel_dask.model.placement import Serving
+from accel_dask.model.snapshot import Column, SnapshotId
+from accel_dask.model.tenant import Quota, Tenant, User
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorRoute:
+    """A READY executor and what it has attached."""
+
+    worker: WorkerId
+    tenant: TenantId
+    generation: int
+    incarnation: str
+    address: str
+    attachments: frozenset[Attachment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRoute:
+    """The epoch that a dataset serves, and who can answer for it."""
+
+    dataset_id: DatasetId
+    epoch: EpochNumber
+    snapshot_id: SnapshotId | None
+    columns: tuple[Column, ...]
+    shards: tuple[ShardSummary, ...]
+    executors: tuple[ExecutorRoute, ...]
+    """Executors that have at least one shard of the epoch attached."""
+
+
+class RoutingTable:
+    """Immutable. `revision` is the view's."""
+
+    def __init__(
+        self,
+        revision: int,
+        datasets: Mapping[DatasetId, DatasetRoute],
+        quotas: Mapping[TenantId, Quota],
+        users: Mapping[str, User],
+        ticket_key: bytes,
+    ) -> None:
+        self.revision = Revision(revision)
+        self.datasets = MappingProxyType(dict(datasets))
+        self.quotas = MappingProxyType(dict(quotas))
+        self.users = MappingProxyType(dict(users))
+        self.ticket_key = ticket_key
+        """Signs tickets and bearer tokens; empty before the cluster has one."""
+
+    def datasets_of(self, tenant: TenantId) -> tuple[DatasetRoute, ...]:
+        """In order of their names."""
+        return tuple(self.datasets[key] for key in sorted(self.datasets) if key.tenant == tenant)
+
+
+def build_routing(view: ClusterView) -> RoutingTable:
+    """The routing table of `view`. On one host only the newest generation that has an
+    epoch is routed to; older ones answer what is under way and end."""
+    routes = _executor_routes(view)
+    datasets = {}
+    for serving in view.records(Serving):
+        epoch = view.epoch(serving.dataset_id, serving.epoch)
+        if epoch is None:
+            continue
+        datasets[serving.dataset_id] = DatasetRoute(
+            dataset_id=serving.dataset_id,
+            epoch=epoch.number,
+            snapshot_id=epoch.snapshot_id,
+            columns=epoch.columns,
+            shards=epoch.shards,
+            executors=_newest_with(routes, serving.dataset_id, epoch.number),
+        )
+    meta = view.find(ClusterMeta, META_PATH)
+    return RoutingTable(
+        view.revision,
+        datasets,
+        {tenant.tenant: tenant.quota for tenant in view.records(Tenant)},
+        {user.name: user for user in view.records(User)},
+        bytes.fromhex(meta.ticket_key) if meta else b"",
+    )
+
+
+def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:
+    plans = {(p.worker, p.tenant, p.generation): p for p in view.records(ExecutorPlan)}
+    routes = []
+    for executor in view.records(Executor):
+        plan = plans.get((executor.worker, executor.tenant, executor.generation))
+        if plan is None or executor.state is not ExecutorState.READY:
+            continue
+        routes.append(
+            ExecutorRoute(
+                worker=executor.worker,
+                tenant=executor.tenant,
+                generation=executor.generation,
+                incarnation=executor.incarnation,
+                address=executor.address,
+                attachments=frozenset(plan.attachments),
+            )
+        )
+    return tuple(routes)
+
+
+def _newest_with(
+    routes: tuple[ExecutorRoute, ...], dataset: DatasetId, epoch: EpochNumber
+) -> tuple[ExecutorRoute, ...]:
+    newest: dict[WorkerId, ExecutorRoute] = {}
+    for route in routes:
+        if route.tenant != dataset.tenant or not any(
+            a.dataset == dataset.name and a.epoch == epoch for a in route.attachments
+        ):
+            continue
+        known = newest.get(route.worker)
+        if known is None or known.generation < route.generation:
+            newest[route.worker] = route
+    return tuple(newest[worker] for worker in sorted(newest))

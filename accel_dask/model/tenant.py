@@ -1,0 +1,80 @@
+"""Tenants, their users and the quota that bounds everything done for them."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from accel_dask.model.ids import Path, TenantId
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """Upper bounds of one tenant. Nothing set means these small defaults, never infinity."""
+
+    memory_bytes_per_host: int = 1024 * MIB
+    """Shard files plus executor memory on any one host."""
+    executor_memory_bytes: int = 384 * MIB
+    """DuckDB's memory limit in the tenant's executor; part of the per-host budget."""
+    threads: int = 2
+    """DuckDB threads of one executor."""
+    concurrency: int = 4
+    """Queries that run at once in one executor; the gateway admits no more."""
+    queue_length: int = 64
+    """Queries that may wait for a place in one gateway."""
+    queue_wait_ms: int = 2_000
+    deadline_ms: int = 10_000
+    """Total time of a query: queue, plan, run and stream."""
+    max_result_rows: int = 1_000_000
+    load_threads: int = 2
+    """DuckDB threads of one loader."""
+
+    @property
+    def shard_bytes_per_host(self) -> int:
+        """What is left for shard files on a host, in bytes."""
+        return self.memory_bytes_per_host - self.executor_memory_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """A business unit with its own users, quota and executors."""
+
+    KIND: ClassVar[str] = "tenant"
+
+    tenant: TenantId
+    quota: Quota = field(default_factory=Quota)
+
+    @property
+    def path(self) -> Path:
+        return tenant_path(self.tenant)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Someone who may ask for one tenant's data. Tokens are random, so one hash is enough."""
+
+    KIND: ClassVar[str] = "user"
+
+    name: str
+    tenant: TenantId
+    token_sha256: str
+
+    @property
+    def path(self) -> Path:
+        return user_path(self.name)
+
+
+def tenant_path(tenant: TenantId) -> Path:
+    return (Tenant.KIND, tenant)
+
+
+def user_path(name: str) -> Path:
+    return (User.KIND, name)
+
+
+def hash_token(token: str) -> str:
+    """The form in which a token is kept: SHA-256 in hex."""
+    return hashlib.sha256(token.encode()).hexdigest()

@@ -1,0 +1,92 @@
+"""Tickets: signed, self-contained orders. An executor runs nothing else.
+
+The signature is HMAC-SHA-256 (RFC 2104) over the payload, with the cluster's key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from accel_dask.errors import StaleEpoch, Unauthenticated
+from accel_dask.model.executor import Attachment
+from accel_dask.model.ids import EpochNumber, ShardId, TenantId
+
+_SIGNATURE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochToken:
+    """The epoch, and the shards of it, that a fragment reads."""
+
+    dataset: str
+    epoch: EpochNumber
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """One fragment of a query for one executor."""
+
+    version: int
+    query_id: str
+    tenant: TenantId
+    sql: str
+    """Physical SQL: every table is an attached shard, named by `shard_relation`."""
+    parameters: bytes = b""
+    """Arrow IPC stream with one row, a column per `?`; empty: none."""
+    tokens: tuple[EpochToken, ...]
+    expires_at_ms: int
+    """Wall clock; refused afterwards."""
+    timeout_ms: int
+    """From the moment the executor takes it."""
+    max_result_rows: int
+    max_batch_bytes: int = 2 * 1024 * 1024
+    describe_only: bool = False
+    """Bind and return the schema with no rows."""
+
+
+def shard_database(shard_id: ShardId) -> str:
+    """The name under which executors attach a shard file."""
+    return f"s_{shard_id}"
+
+
+def shard_relation(shard_id: ShardId, table: str = "data") -> str:
+    """The SQL name of a shard's table in an executor."""
+    return f'"{shard_database(shard_id)}"."main"."{table}"'
+
+
+def sign(payload: bytes, key: bytes) -> bytes:
+    """`payload` behind its signature."""
+    return hmac.digest(key, payload, hashlib.sha256) + payload
+
+
+def verify(signed: bytes, key: bytes) -> bytes:
+    """The payload of `signed`.
+
+    Raises:
+        Unauthenticated: the signature is not this key's.
+    """
+    signature, payload = signed[:_SIGNATURE_BYTES], signed[_SIGNATURE_BYTES:]
+    if not hmac.compare_digest(signature, hmac.digest(key, payload, hashlib.sha256)):
+        raise Unauthenticated("the ticket's signature is not valid for this cluster")
+    return payload
+
+
+def fence(ticket: Ticket, tenant: TenantId, attached: AbstractSet[Attachment]) -> None:
+    """Check that this executor serves all that `ticket` reads.
+
+    Raises:
+        StaleEpoch: another tenant's ticket, or an epoch or shard not attached here.
+    """
+    if ticket.tenant != tenant:
+        raise StaleEpoch(f"this executor does not serve tenant {ticket.tenant}")
+    for token in ticket.tokens:
+        for shard_id in token.shards:
+            if Attachment(token.dataset, token.epoch, shard_id) not in attached:
+                raise StaleEpoch(
+                    f"epoch {token.epoch} of {ticket.tenant}.{token.dataset} is not served "
+                    "here (any more); plan the query again"
+                )
