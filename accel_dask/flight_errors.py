@@ -56,8 +56,12 @@ def to_flight(error: BaseException) -> Exception:
     if isinstance(error, AccelError):
         for accel_class, flight_class in _FLIGHT_CLASSES:
             if isinstance(error, accel_class):
-                return flight_class(f"[{error.code}] {error}")
-    return flight.FlightInternalError("[ACCEL_ERROR] internal error; see the server's log")
+                raised: Exception = flight_class(f"[{error.code}] {error}")
+                return raised
+    unexpected: Exception = flight.FlightInternalError(
+        "[ACCEL_ERROR] internal error; see the server's log"
+    )
+    return unexpected
 
 
 def from_flight(error: BaseException) -> AccelError:
