@@ -129,6 +129,18 @@ def load_settings(
         raise ConfigError(f"bad setting in {file or 'the environment'}: {error}") from error
 
 
+def settings_to_toml(settings: Settings) -> str:
+    """`settings` as a file that `load_settings` reads back. It may hold a password."""
+    lines = []
+    for section, values in msgspec.to_builtins(settings).items():
+        lines.append(f"[{section}]")
+        for name, value in values.items():
+            # JSON strings, numbers, booleans and lists are TOML as well.
+            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _fields(cls: type) -> tuple[msgspec.inspect.Field, ...]:
     info = msgspec.inspect.type_info(cls)
     assert isinstance(info, msgspec.inspect.DataclassType)

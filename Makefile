@@ -1,0 +1,45 @@
+# Every target makes its own virtual environment and gets what it needs, etcd included.
+VENV ?= .venv
+BIN = $(VENV)/bin
+DEMO_FLAGS = $(if $(ONCE),--once) $(if $(DATA),--data $(DATA)) $(if $(MASTERS),--masters $(MASTERS)) $(if $(WORKERS),--workers $(WORKERS))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check chaos bench format setup clean
+
+help: ## show this help
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+demo: ## real flights, two tenants, an epoch switched under load (ONCE=1 to end afterwards)
+	@scripts/setup.sh $(VENV) demo
+	@$(BIN)/accel-dask demo $(DEMO_FLAGS)
+
+test: ## every test but the slow fault injection
+	@scripts/setup.sh $(VENV) test
+	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+chaos: ## slow fault injection: kill, freeze and cut every process under load
+	@scripts/setup.sh $(VENV) test
+	$(BIN)/python -m pytest -m chaos --timeout 900 $(ARGS)
+
+check: ## format, lint, types, import contracts
+	@scripts/setup.sh $(VENV) test,check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+format: ## format and fix what can be fixed
+	@scripts/setup.sh $(VENV) test,check
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: ## the benchmarks, with ratios (see docs/benchmarks.md)
+	@scripts/setup.sh $(VENV) test
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+setup: ## only make the environment
+	@scripts/setup.sh $(VENV) test,check
+
+clean: ## remove the environment and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

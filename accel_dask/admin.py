@@ -1,0 +1,146 @@
+"""What operators do: tenants, users, datasets, publishing. All of it is writing records.
+
+Used by the command line and by `LocalAccelCluster`; the master acts on what is written.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from dataclasses import dataclass
+
+from accel_dask.errors import ConfigError, LoadError
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.dataset import Dataset, PublishRequest
+from accel_dask.model.epoch import Epoch, EpochState
+from accel_dask.model.ids import DatasetId, TenantId
+from accel_dask.model.tenant import Quota, Tenant, User, hash_token
+from accel_dask.store.base import StateStore
+from accel_dask.store.mirror import Mirror
+from accel_dask.store.records import put_record, read_view
+
+_NAME_HINT = "use letters, digits and underscores, beginning with a letter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """How a publish request ended."""
+
+    epoch: Epoch
+    """The epoch that it made, or that already served the snapshot."""
+    is_new: bool
+
+
+def create_tenant(store: StateStore, tenant: str, quota: Quota | None = None) -> None:
+    """Create `tenant`, or change its quota.
+
+    Raises:
+        ConfigError: the name cannot be used, or the quota contradicts itself.
+    """
+    _check_name("tenant", tenant)
+    quota = quota or Quota()
+    if quota.shard_bytes_per_host <= 0:
+        raise ConfigError(
+            f"tenant {tenant}: executor_memory_bytes ({quota.executor_memory_bytes:,}) leaves "
+            f"nothing of memory_bytes_per_host ({quota.memory_bytes_per_host:,}) for data"
+        )
+    put_record(store, Tenant(tenant=TenantId(tenant), quota=quota))
+
+
+def create_user(store: StateStore, name: str, tenant: str, token: str | None = None) -> str:
+    """Give `name` access to `tenant`'s data; the token (made here if not given).
+
+    Raises:
+        ConfigError: there is no such tenant, or the name is another tenant's user.
+    """
+    view = read_view(store)
+    if view.tenant(TenantId(tenant)) is None:
+        raise ConfigError(f"there is no tenant {tenant}; create it first")
+    known = next((user for user in view.records(User) if user.name == name), None)
+    if known is not None and known.tenant != tenant:
+        raise ConfigError(f"user {name} belongs to another tenant; choose another name")
+    token = token or secrets.token_urlsafe(24)
+    put_record(store, User(name=name, tenant=TenantId(tenant), token_sha256=hash_token(token)))
+    return token
+
+
+def create_dataset(store: StateStore, dataset: Dataset) -> None:
+    """Declare `dataset`, or change its declaration; the next publish uses it.
+
+    Raises:
+        ConfigError: its tenant does not exist, or a field cannot be used.
+    """
+    _check_name("dataset", dataset.name)
+    if read_view(store).tenant(dataset.tenant) is None:
+        raise ConfigError(f"there is no tenant {dataset.tenant}; create it first")
+    if dataset.replicas < 1:
+        raise ConfigError(f"dataset {dataset.dataset_id}: replicas must be at least 1")
+    put_record(store, dataset)
+
+
+def publish(
+    store: StateStore, dataset: DatasetId, snapshot: str | None = None, by: str = "operator"
+) -> str:
+    """Ask for the newest snapshot of `dataset` (or for `snapshot`); the request's nonce.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
+    if read_view(store).dataset(dataset) is None:
+        raise ConfigError(f"there is no dataset {dataset}; create it first")
+    nonce = uuid.uuid4().hex
+    put_record(
+        store,
+        PublishRequest(
+            tenant=dataset.tenant,
+            name=dataset.name,
+            nonce=nonce,
+            requested_by=by,
+            requested_at_ns=time.time_ns(),
+            snapshot=snapshot,
+        ),
+    )
+    return nonce
+
+
+def publish_result(view: ClusterView, dataset: DatasetId, nonce: str) -> Published | None:
+    """How the request `nonce` ended, or None while it is under way."""
+    request = view.publish_request(dataset)
+    if request is not None and request.nonce == nonce:
+        return None
+    made = next((e for e in view.epochs_of(dataset) if e.publish_nonce == nonce), None)
+    if made is not None:
+        return (
+            Published(epoch=made, is_new=True)
+            if made.state in (EpochState.READY, EpochState.RETIRING, EpochState.FAILED)
+            else None
+        )
+    serving = view.serving_epoch(dataset)
+    if serving is None or view.open_epoch(dataset) is not None:
+        return None
+    return Published(epoch=serving, is_new=False)
+
+
+def wait_published(
+    mirror: Mirror, dataset: DatasetId, nonce: str, timeout_seconds: float = 120.0
+) -> Published:
+    """Wait for the request `nonce` to end.
+
+    Raises:
+        LoadError: the epoch FAILED; the message is its reason.
+        DeadlineExceeded: it did not end in time.
+    """
+    view = mirror.wait_for(
+        lambda seen: publish_result(seen, dataset, nonce) is not None, timeout_seconds
+    )
+    result = publish_result(view, dataset, nonce)
+    assert result is not None
+    if result.epoch.state is EpochState.FAILED:
+        raise LoadError(f"epoch {result.epoch} FAILED: {result.epoch.reason}")
+    return result
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not (name.isidentifier() and name.isascii() and not name.startswith("_")):
+        raise ConfigError(f"{name!r} cannot name a {kind}: {_NAME_HINT}")

@@ -1,0 +1,483 @@
+"""The `accel-dask` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from accel_dask import admin
+from accel_dask.config import Settings, load_settings
+from accel_dask.current import (
+    Current,
+    find_current,
+    forget_current,
+    home,
+    require_current,
+    write_current,
+)
+from accel_dask.errors import AccelError, ConfigError
+from accel_dask.local import LocalAccelCluster, LocalOptions
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.dataset import Dataset, SourceSpec
+from accel_dask.model.epoch import Epoch
+from accel_dask.model.ids import DatasetId, TenantId
+from accel_dask.model.tenant import MIB, Quota
+from accel_dask.status import status_tables
+from accel_dask.store.base import StateStore
+from accel_dask.store.connect import open_store
+from accel_dask.store.mirror import Mirror
+from accel_dask.store.records import read_view
+
+app = typer.Typer(
+    name="accel-dask",
+    help="A fast, fair, never-wrong in-memory serving layer above a lakehouse.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+tenants = typer.Typer(help="Tenants: who is served, within which bounds.", no_args_is_help=True)
+datasets = typer.Typer(help="Datasets: named tables, each fed by one source.", no_args_is_help=True)
+app.add_typer(tenants, name="tenant")
+app.add_typer(datasets, name="dataset")
+
+console = Console()
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings file of the cluster (default: the local one's)."),
+]
+
+
+class Data(StrEnum):
+    """What the demo can serve."""
+
+    NYCFLIGHTS = "nycflights"
+
+
+# A cluster on this machine
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="End after the last step.")] = False,
+    data: Annotated[Data, typer.Option(help="Which real data to serve.")] = Data.NYCFLIGHTS,
+    masters: Annotated[int, typer.Option(help="etcd members: 1, or 3 for a quorum.")] = 1,
+    workers: Annotated[int, typer.Option(help="Worker hosts.")] = 1,
+) -> None:
+    """Show the whole of it on real flights: publish, load, query, refresh under load.
+
+    Exit code 0 only if every step held. Stays up afterwards unless --once is given.
+    """
+    from accel_dask.demo import Demo
+
+    del data
+    cluster = LocalAccelCluster(LocalOptions(masters=masters, workers=workers))
+    shown = Demo(cluster, console)
+    with _until_interrupted() as interrupted:
+        try:
+            shown.run()
+            if not once:
+                _remember(cluster, shown.tokens)
+                console.print("\n[bold]up until Ctrl-C[/]")
+                interrupted.wait()
+        finally:
+            forget_current(os.getpid())
+            console.print("[dim]stopping[/]")
+            cluster.close()
+
+
+@app.command()
+def up(
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Where it keeps its state (default: ~/.accel-dask/cluster)."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Worker hosts.")] = 1,
+    masters: Annotated[int, typer.Option(help="etcd members: 1, or 3 for a quorum.")] = 1,
+    gateways: Annotated[int, typer.Option(help="Gateway processes.")] = 1,
+    gateway_port: Annotated[int, typer.Option(help="Of the first gateway; 0: any.")] = 31337,
+    dashboard_port: Annotated[int, typer.Option(help="Of the Dask dashboard; 0: any.")] = 8787,
+    detach: Annotated[bool, typer.Option("--detach", help="Go to the background.")] = False,
+) -> None:
+    """Start a cluster on this machine. The same directory brings the same cluster back."""
+    running = find_current()
+    if running is not None:
+        raise ConfigError(
+            f"a cluster already runs in {running.directory} (process {running.pid}); "
+            "stop it with `accel-dask down`"
+        )
+    if detach:
+        _detach()
+        return
+    options = LocalOptions(
+        directory=directory or home() / "cluster",
+        workers=workers,
+        masters=masters,
+        gateways=gateways,
+        gateway_port=gateway_port,
+        dashboard_port=dashboard_port,
+    )
+    cluster = LocalAccelCluster(options)
+    with _until_interrupted() as interrupted:
+        try:
+            cluster.start(lambda text: console.print(f"[dim]{text}[/]"))
+            _remember(cluster, _read_tokens(cluster.directory))
+            console.print(f"gateway    {', '.join(cluster.gateway_urls)}")
+            console.print(f"dashboard  {cluster.dashboard_url}")
+            console.print("[bold]up until Ctrl-C[/]; in another terminal: accel-dask --help")
+            interrupted.wait()
+        finally:
+            forget_current(os.getpid())
+            console.print("[dim]stopping[/]")
+            cluster.close()
+
+
+@app.command()
+def down() -> None:
+    """Stop the cluster on this machine. What it had published is there at the next `up`."""
+    current = require_current()
+    os.kill(current.pid, signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while find_current() is not None or Path(f"/proc/{current.pid}").exists():
+        if time.monotonic() > deadline:
+            raise AccelError(f"process {current.pid} still runs after 60 s; look at its output")
+        time.sleep(0.1)
+    console.print("stopped")
+
+
+# What runs
+
+
+@app.command()
+def status(config: ConfigOption = None) -> None:
+    """Hosts, datasets, epochs with their reasons, executors, gateways."""
+    with _store(config) as store:
+        view = read_view(store)
+    current = find_current() if config is None else None
+    if current is not None:
+        console.print(f"gateway    {', '.join(current.gateways)}")
+        console.print(f"dashboard  {current.dashboard}")
+    leader = view.leader
+    console.print(f"master     {leader.master if leader else '[red]none leads[/]'}")
+    for table in status_tables(view):
+        console.print(table)
+
+
+@app.command()
+def publish(
+    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    snapshot: Annotated[
+        str | None, typer.Option(help="The source's snapshot id (default: the newest).")
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Wait until it is READY or FAILED.")] = True,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 600.0,
+    config: ConfigOption = None,
+) -> None:
+    """Bring a dataset's snapshot into memory and switch to it."""
+    dataset_id = _dataset_id(dataset)
+    with _store(config) as store:
+        nonce = admin.publish(store, dataset_id, snapshot)
+        if not wait:
+            console.print(f"requested ({nonce})")
+            return
+        mirror = Mirror(store)
+        mirror.start()
+        try:
+            started = time.monotonic()
+            with console.status(f"publishing {dataset_id}") as spinner:
+                result = _wait_showing(mirror, dataset_id, nonce, timeout, spinner)
+        finally:
+            mirror.close()
+    if result.is_new:
+        seconds = time.monotonic() - started
+        console.print(f"{result.epoch} READY after {seconds:.1f} s: {result.epoch.snapshot_id}")
+    else:
+        console.print(f"{result.epoch} already serves {result.epoch.snapshot_id}")
+
+
+@app.command()
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT.")],
+    user: Annotated[str | None, typer.Option(help="Default: the only user known here.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="ACCEL_TOKEN", help="Default: the one kept here.")
+    ] = None,
+    gateway: Annotated[str | None, typer.Option(help="grpc://host:port")] = None,
+    limit: Annotated[int, typer.Option(help="Rows to print.")] = 50,
+    explain: Annotated[bool, typer.Option("--explain", help="Show the plan instead.")] = False,
+) -> None:
+    """Ask a question over ADBC and print the answer with its receipt."""
+    from adbc_driver_flightsql import dbapi
+
+    from accel_dask.flight_client import FlightSession
+
+    url, user, token = _credentials(gateway, user, token)
+    with FlightSession(url, user, token) as session:
+        if explain:
+            console.print(session.explain(sql), markup=False, highlight=False)
+            return
+        options = {"username": user, "password": token}
+        try:
+            with (
+                dbapi.connect(url, db_kwargs=options, autocommit=True) as connection,
+                connection.cursor() as cursor,
+            ):
+                cursor.execute(sql)
+                names = [column[0] for column in cursor.description or ()]
+                rows = cursor.fetchmany(limit + 1)
+        except dbapi.Error as error:
+            raise AccelError(str(error)) from error
+        table = Table(*names)
+        for row in rows[:limit]:
+            table.add_row(*("" if value is None else str(value) for value in row))
+        console.print(table)
+        if len(rows) > limit:
+            console.print(f"[dim]more than {limit} rows; see --limit[/]")
+        receipt = session.receipts(1)[0]
+        epochs = ", ".join(f"{e['dataset']}@{e['epoch']}" for e in receipt["epochs"])
+        console.print(f"[dim]{receipt['route']} · {epochs} · {receipt['total_ms']:.1f} ms[/]")
+
+
+# Tenants and datasets
+
+
+@tenants.command("create")
+def tenant_create(
+    name: Annotated[str, typer.Argument(help="Letters, digits, underscores.")],
+    memory_mib: Annotated[int, typer.Option(help="Memory on one host, in MiB.")] = 1024,
+    executor_mib: Annotated[int, typer.Option(help="Of that for running queries.")] = 384,
+    threads: Annotated[int, typer.Option(help="DuckDB threads of an executor.")] = 2,
+    concurrency: Annotated[int, typer.Option(help="Queries at once.")] = 4,
+    deadline_ms: Annotated[int, typer.Option(help="Longest time of one query.")] = 10_000,
+    max_result_rows: Annotated[int, typer.Option(help="Rows of one answer.")] = 1_000_000,
+    config: ConfigOption = None,
+) -> None:
+    """Create a tenant (or change its quota) and give it a user of the same name."""
+    quota = Quota(
+        memory_bytes_per_host=memory_mib * MIB,
+        executor_memory_bytes=executor_mib * MIB,
+        threads=threads,
+        concurrency=concurrency,
+        deadline_ms=deadline_ms,
+        max_result_rows=max_result_rows,
+    )
+    with _store(config) as store:
+        is_new = read_view(store).tenant(TenantId(name)) is None
+        admin.create_tenant(store, name, quota)
+        if not is_new:
+            console.print(f"tenant {name}: quota changed")
+            return
+        token = admin.create_user(store, name, name)
+    if config is None:
+        _keep_token(name, token)
+    console.print(f"tenant {name} created; user {name}, token {token}")
+
+
+@datasets.command("create")
+def dataset_create(
+    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    table: Annotated[str | None, typer.Option(help="Iceberg table, NAMESPACE.NAME.")] = None,
+    catalog_uri: Annotated[str | None, typer.Option(help="Of the Iceberg catalog.")] = None,
+    warehouse: Annotated[str | None, typer.Option(help="Of the Iceberg catalog.")] = None,
+    parquet: Annotated[str | None, typer.Option(help="Directory of Parquet files.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="Further KEY=VALUE for the connector.")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="Comma-separated; default: all.")] = "",
+    row_filter: Annotated[str | None, typer.Option(help="SQL predicate on rows to hold.")] = None,
+    sort_by: Annotated[str, typer.Option(help="Comma-separated; default: the source's.")] = "",
+    replicas: Annotated[int, typer.Option(help="On how many hosts.")] = 1,
+    poll_seconds: Annotated[float, typer.Option(help="Look for new snapshots; 0: never.")] = 0.0,
+    config: ConfigOption = None,
+) -> None:
+    """Declare a dataset (or change its declaration). `publish` brings it into memory."""
+    dataset_id = _dataset_id(dataset)
+    options = dict(_key_value(text) for text in option or [])
+    if parquet:
+        options["path"] = parquet
+    elif table:
+        options |= {"table": table}
+        options |= {"catalog_uri": catalog_uri} if catalog_uri else {}
+        options |= {"warehouse": warehouse} if warehouse else {}
+    elif "metadata_location" not in options:
+        raise ConfigError("name the source: --parquet DIRECTORY, or --table with --catalog-uri")
+    source = SourceSpec(
+        connector="parquet" if parquet else "iceberg", options=tuple(sorted(options.items()))
+    )
+    declared = Dataset(
+        tenant=dataset_id.tenant,
+        name=dataset_id.name,
+        source=source,
+        columns=_names(columns),
+        row_filter=row_filter,
+        sort_by=_names(sort_by),
+        replicas=replicas,
+        poll_seconds=poll_seconds,
+    )
+    with _store(config) as store:
+        admin.create_dataset(store, declared)
+    console.print(f"dataset {dataset_id} declared; now: accel-dask publish {dataset_id}")
+
+
+# Parts
+
+
+@contextmanager
+def _store(config: Path | None) -> Iterator[StateStore]:
+    with open_store(_settings(config).store) as store:
+        yield store
+
+
+def _settings(config: Path | None) -> Settings:
+    if config is None and "ACCEL_CONFIG" not in os.environ:
+        return load_settings(require_current().config_file)
+    return load_settings(config)
+
+
+def _credentials(gateway: str | None, user: str | None, token: str | None) -> tuple[str, str, str]:
+    current = find_current() if gateway is None or token is None else None
+    known = current.tokens if current else {}
+    if gateway is None:
+        gateway = require_current().gateways[0]
+    if user is None:
+        if len(known) != 1:
+            raise ConfigError(f"name the --user (known here: {', '.join(known) or 'none'})")
+        user = next(iter(known))
+    token = token or known.get(user)
+    if token is None:
+        raise ConfigError(f"no token of user {user} is kept here; give --token or ACCEL_TOKEN")
+    return gateway, user, token
+
+
+def _dataset_id(text: str) -> DatasetId:
+    tenant, dot, name = text.partition(".")
+    if not (tenant and dot and name):
+        raise ConfigError(f"{text!r} does not name a dataset; write TENANT.DATASET")
+    return DatasetId(TenantId(tenant), name)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--option {text!r}: write KEY=VALUE")
+    return key, value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _wait_showing(
+    mirror: Mirror, dataset: DatasetId, nonce: str, timeout: float, spinner: Any
+) -> admin.Published:
+    def show(view: ClusterView) -> bool:
+        epoch: Epoch | None = view.open_epoch(dataset)
+        if epoch is not None:
+            ready = sum(1 for s in epoch.shards if view.ready_replicas(s.shard_id))
+            spinner.update(f"{epoch} {epoch.state}: {ready} of {len(epoch.shards)} shards")
+        return admin.publish_result(view, dataset, nonce) is not None
+
+    mirror.wait_for(show, timeout)
+    return admin.wait_published(mirror, dataset, nonce, 5.0)
+
+
+def _remember(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
+    write_current(
+        Current(
+            pid=os.getpid(),
+            directory=str(cluster.directory),
+            config_file=str(cluster.directory / "accel.toml"),
+            gateways=cluster.gateway_urls,
+            dashboard=cluster.dashboard_url,
+            scheduler=cluster.scheduler_address,
+            tokens=tokens,
+        )
+    )
+
+
+def _keep_token(user: str, token: str) -> None:
+    current = require_current()
+    tokens = {**current.tokens, user: token}
+    write_current(replace(current, tokens=tokens))
+    _write_tokens(Path(current.directory), tokens)
+
+
+def _write_tokens(directory: Path, tokens: dict[str, str]) -> None:
+    file = directory / "tokens"
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{user} {token}\n" for user, token in tokens.items()))
+
+
+def _read_tokens(directory: Path) -> dict[str, str]:
+    file = directory / "tokens"
+    if not file.exists():
+        return {}
+    pairs = (line.split(maxsplit=1) for line in file.read_text().splitlines())
+    return {user: token.strip() for user, token in pairs}
+
+
+def _detach() -> None:
+    log = home() / "up.log"
+    log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    arguments = [argument for argument in sys.argv[1:] if argument != "--detach"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "accel_dask.cli", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    with console.status("starting"):
+        while find_current() is None:
+            if process.poll() is not None:
+                raise AccelError(f"the cluster did not start:\n{log.read_text()}")
+            time.sleep(0.1)
+    current = require_current()
+    console.print(f"up (process {current.pid}, log {log})")
+    console.print(f"gateway    {', '.join(current.gateways)}")
+    console.print(f"dashboard  {current.dashboard}")
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """SIGTERM and Ctrl-C set the event; while nobody waits for it they interrupt."""
+    interrupted = threading.Event()
+
+    def stop(number: int, frame: object) -> None:
+        del number, frame
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with suppress(KeyboardInterrupt):
+        yield interrupted
+
+
+def main() -> None:
+    """Entry point: errors of ours are one line, not a traceback."""
+    logging.basicConfig(level=os.environ.get("ACCEL_LOG", "WARNING"))
+    try:
+        app()
+    except AccelError as error:
+        Console(stderr=True).print(f"[red]error[/] {error}", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

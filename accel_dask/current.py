@@ -1,0 +1,75 @@
+"""Which local cluster runs, so that `accel-dask status` and friends find it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from accel_dask.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    """A running local cluster."""
+
+    pid: int
+    """Of the process that supervises it."""
+    directory: str
+    config_file: str
+    gateways: tuple[str, ...]
+    dashboard: str
+    scheduler: str
+    tokens: dict[str, str]
+    """By user; of tenants created on this machine for this cluster."""
+
+
+def home() -> Path:
+    """`ACCEL_HOME`, else `~/.accel-dask`."""
+    return Path(os.environ.get("ACCEL_HOME") or Path.home() / ".accel-dask")
+
+
+def write_current(current: Current) -> None:
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = _file().with_suffix(".tmp")
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(msgspec.json.format(msgspec.json.encode(current)))
+    temporary.replace(_file())
+
+
+def forget_current(pid: int) -> None:
+    """Forget the current cluster if process `pid` supervises it."""
+    current = find_current()
+    if current is not None and current.pid == pid:
+        _file().unlink(missing_ok=True)
+
+
+def find_current() -> Current | None:
+    """The running local cluster, or None."""
+    try:
+        current = msgspec.json.decode(_file().read_bytes(), type=Current)
+        os.kill(current.pid, 0)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return current
+
+
+def require_current() -> Current:
+    """The running local cluster.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    current = find_current()
+    if current is None:
+        raise ConfigError(
+            "no local cluster runs (start one with `accel-dask up`), and no --config or "
+            "ACCEL_CONFIG names another"
+        )
+    return current
+
+
+def _file() -> Path:
+    return home() / "current.json"

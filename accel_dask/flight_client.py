@@ -1,0 +1,62 @@
+"""A small Flight client of a gateway, for the command line and the demo.
+
+It speaks what ADBC has no call for: receipts and plans.
+"""
+
+from __future__ import annotations
+
+import json
+from types import TracebackType
+from typing import Any, Self
+
+from pyarrow import flight
+
+from accel_dask.flight_errors import from_flight
+
+
+class FlightSession:
+    """An authenticated connection to one gateway.
+
+    Raises:
+        Unauthenticated: user and token do not match.
+        ExecutorUnavailable: there is no gateway at `url`.
+    """
+
+    def __init__(self, url: str, user: str, token: str) -> None:
+        self._client = flight.FlightClient(url)
+        try:
+            header = self._client.authenticate_basic_token(user, token)
+        except flight.FlightError as error:
+            raise from_flight(error) from error
+        self._options = flight.FlightCallOptions(headers=[header], timeout=30)
+
+    def receipts(self, last: int) -> list[dict[str, Any]]:
+        """The newest receipts of the user's tenant, newest first."""
+        receipts: list[dict[str, Any]] = self._action("accel.receipts", {"last": last})
+        return receipts
+
+    def explain(self, sql: str) -> str:
+        """How the gateway would answer `sql`."""
+        return str(self._action("accel.explain", {"sql": sql}))
+
+    def _action(self, name: str, body: dict[str, Any]) -> Any:
+        action = flight.Action(name, json.dumps(body).encode())
+        try:
+            results = list(self._client.do_action(action, self._options))
+        except flight.FlightError as error:
+            raise from_flight(error) from error
+        return json.loads(results[0].body.to_pybytes())
+
+    def close(self) -> None:
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,92 @@
+"""The tables that `accel-dask status` prints."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.dataset import Dataset
+from accel_dask.model.executor import Executor, ExecutorPlan
+from accel_dask.model.member import Gateway, Worker
+from accel_dask.model.replica import Replica
+from accel_dask.model.tenant import MIB
+
+
+def status_tables(view: ClusterView) -> tuple[Table, ...]:
+    """Hosts, epochs, executors and gateways of `view`."""
+    return (_hosts(view), _epochs(view), _executors(view), _gateways(view))
+
+
+def _hosts(view: ClusterView) -> Table:
+    table = Table("host", "address", "shard bytes", "of", "in memory", "enforcement", title="Hosts")
+    for worker in view.records(Worker):
+        held = sum(r.file_bytes for r in view.records(Replica) if r.worker == worker.worker)
+        table.add_row(
+            worker.worker,
+            worker.host,
+            _mib(held),
+            _mib(worker.memory_bytes),
+            "yes" if worker.in_memory else "[yellow]no[/]",
+            worker.enforcement,
+        )
+    return table
+
+
+def _epochs(view: ClusterView) -> Table:
+    table = Table("dataset", "epoch", "state", "rows", "shards", "why", title="Epochs")
+    for dataset in view.records(Dataset):
+        epochs = view.epochs_of(dataset.dataset_id)
+        if not epochs:
+            table.add_row(str(dataset.dataset_id), "", "not published", "", "", "")
+        for epoch in epochs:
+            rows = sum(shard.rows or 0 for shard in epoch.shards)
+            table.add_row(
+                str(dataset.dataset_id),
+                str(epoch.number),
+                epoch.state.value,
+                f"{rows:,}",
+                f"{sum(1 for s in epoch.shards if view.ready_replicas(s.shard_id))}"
+                f"/{len(epoch.shards)}",
+                epoch.reason,
+            )
+    return table
+
+
+def _executors(view: ClusterView) -> Table:
+    table = Table(
+        "tenant", "host", "generation", "state", "memory", "of", "datasets", title="Executors"
+    )
+    running = {e.path[1:]: e for e in view.records(Executor)}
+    for plan in view.records(ExecutorPlan):
+        executor = running.get(plan.path[1:])
+        epochs = sorted({f"{a.dataset}@{a.epoch}" for a in plan.attachments})
+        table.add_row(
+            plan.tenant,
+            plan.worker,
+            str(plan.generation),
+            executor.state.value if executor else "starting",
+            _mib(executor.resident_bytes) if executor else "",
+            _mib(plan.quota.executor_memory_bytes),
+            ", ".join(epochs),
+        )
+    return table
+
+
+def _gateways(view: ClusterView) -> Table:
+    table = Table(
+        "gateway", "queries", "failed", "per second", "p50 ms", "p99 ms", title="Gateways"
+    )
+    for gateway in view.records(Gateway):
+        table.add_row(
+            gateway.address,
+            f"{gateway.queries:,}",
+            f"{gateway.failed:,}",
+            f"{gateway.queries_per_second:.1f}",
+            f"{gateway.p50_ms:.1f}",
+            f"{gateway.p99_ms:.1f}",
+        )
+    return table
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.1f} MiB"
