@@ -3,7 +3,7 @@
 AccelError
 ├─ ConfigError
 ├─ StoreError               StoreUnavailable · OutcomeUnknown · CommitConflict ·
-│                           WatchCompacted · LeaseLost · StoreMismatch
+│                           WatchCompacted · LeaseLost · StoreMismatch · WaitTimedOut
 ├─ IllegalTransition · InvariantViolated
 ├─ LoadError                SourceUnavailable · SnapshotGone · NotAcceleratable ·
 │                           SchemaUnsupported · ValidationFailed · ShardDamaged ·
@@ -79,6 +79,10 @@ class LeaseLost(StoreError):
 
 class StoreMismatch(StoreError):
     """The store that answered is another cluster, or one whose history went back."""
+
+
+class WaitTimedOut(StoreError):
+    """What was waited for did not come to be in the cluster's records in time."""
 
 
 class IllegalTransition(AccelError):

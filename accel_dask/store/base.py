@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
+
+MAX_TRANSACTION_OPS: Final = 512
+"""Compares, and operations, of one transaction. Our own etcd members are started with it;
+an external cluster needs `--max-txn-ops=512` (etcd's default is 128)."""
+MAX_REQUEST_BYTES: Final = 1_500_000
+"""Keys and values of one transaction; etcd's own limit is 1.5 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,15 @@ class NoneNewerUnder:
     revision: int
 
 
-Compare = ModRevisionIs | CreateRevisionIs | NoneNewerUnder
+@dataclass(frozen=True, slots=True)
+class NotNewer:
+    """The key has no mod revision above `revision`; it may be absent."""
+
+    key: str
+    revision: int
+
+
+Compare = ModRevisionIs | CreateRevisionIs | NoneNewerUnder | NotNewer
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +154,9 @@ class Watch(Protocol):
             StoreMismatch: another cluster, or a history that went back, answered.
         """
 
+    def last_contact(self) -> float:
+        """Monotonic seconds of the last sign of life from the store."""
+
     def close(self) -> None: ...
 
 
@@ -149,8 +166,9 @@ class StateStore(Protocol):
     Every method may raise `StoreUnavailable` (nothing was changed) and `StoreMismatch`.
     """
 
-    def read(self, prefix: str = "") -> Listing:
-        """Everything under `prefix` at one (linearizable) revision."""
+    def read(self, prefix: str = "", *, keys_only: bool = False) -> Listing:
+        """Everything under `prefix` at one (linearizable) revision; with `keys_only` the
+        values are empty."""
 
     def get(self, key: str) -> KeyValue | None:
         """One key, linearizable."""
@@ -161,10 +179,15 @@ class StateStore(Protocol):
         Raises:
             CommitConflict: a compare did not hold; nothing was changed.
             OutcomeUnknown: the answer was lost; the caller must read to find out.
+            LeaseLost: an operation names a lease that is gone; nothing was changed.
+            StoreError: it writes a key twice or exceeds a limit; nothing was changed.
         """
 
     def watch(self, prefix: str, from_revision: int) -> Watch:
-        """Events under `prefix` from `from_revision` on, that revision included."""
+        """Events under `prefix` from `from_revision` (>= 1) on, that revision included.
+
+        A compaction at or above the next revision to deliver ends it with `WatchCompacted`.
+        """
 
     def lease(
         self,
