@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from adbc_driver_flightsql import dbapi
 from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import CommitFailedException
 
 from accel_dask.local import LocalAccelCluster
 from accel_dask.model.dataset import Dataset, SourceSpec
@@ -47,8 +47,18 @@ class Lakehouse:
         if not self.catalog.table_exists(name):
             self.catalog.create_table(name, schema=data.schema).append(data)
         else:
-            self.catalog.load_table(name).overwrite(data)
+            self._overwrite(name, data)
         return (rows, sum(data["value"].to_pylist()), version, version)
+
+    def _overwrite(self, name: str, data: pa.Table) -> None:
+        """Tries again when the master's tag on the table came in between."""
+        for _ in range(20):
+            try:
+                self.catalog.load_table(name).overwrite(data)
+            except CommitFailedException:
+                continue
+            return
+        raise AssertionError(f"{name} is too busy to commit to")
 
     def dataset(self, tenant: str, table: str, **fields: Any) -> Dataset:
         options = {
@@ -140,8 +150,3 @@ def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "a condition did not hold in time"
         time.sleep(0.01)
-
-
-@pytest.fixture
-def lakehouse(tmp_path: Path) -> Lakehouse:
-    return Lakehouse(tmp_path / "lakehouse")

@@ -1,0 +1,143 @@
+"""What every host holds and may still take, as the master accounts for it. Pure.
+
+Placement, admission and the limits of single loads all count with this ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.epoch import Epoch, ShardSummary
+from accel_dask.model.executor import ExecutorPlan
+from accel_dask.model.ids import ShardId, TenantId, WorkerId
+from accel_dask.model.placement import Placement
+from accel_dask.model.replica import Replica
+from accel_dask.model.tenant import MIB, Quota
+
+
+def mib(size_bytes: int) -> str:
+    """`size_bytes` for people."""
+    return f"{size_bytes / MIB:.1f} MiB"
+
+
+def shard_sizes(view: ClusterView, shards: Iterable[ShardSummary] = ()) -> dict[ShardId, int]:
+    """Bytes of every shard that an epoch names, and of `shards`: measured where some host has
+    built the shard file, else the size of its source files."""
+    sizes: dict[ShardId, int] = {}
+    for epoch in view.records(Epoch):
+        sizes.update((shard.shard_id, shard.source_bytes) for shard in epoch.shards)
+    sizes.update((shard.shard_id, shard.source_bytes) for shard in shards)
+    measured: dict[ShardId, int] = {}
+    for replica in view.records(Replica):
+        if replica.file_bytes > 0:
+            known = measured.get(replica.shard_id, 0)
+            measured[replica.shard_id] = max(known, replica.file_bytes)
+    return sizes | measured
+
+
+def tenant_shards(view: ClusterView, tenant: TenantId) -> dict[WorkerId, set[ShardId]]:
+    """The distinct shards that the tenant's epochs hold on each host, by their placements."""
+    held: dict[WorkerId, set[ShardId]] = {}
+    for placement in view.records(Placement):
+        if placement.tenant == tenant:
+            _add_placement(held, placement)
+    return held
+
+
+class Ledger:
+    """The live hosts' memory against one tenant's budget and their own, as `add` goes on."""
+
+    def __init__(
+        self, view: ClusterView, tenant: TenantId, shards: Iterable[ShardSummary] = ()
+    ) -> None:
+        found = view.tenant(tenant)
+        self.tenant = tenant
+        self.quota = found.quota if found else Quota()
+        self.hosts: tuple[WorkerId, ...] = tuple(sorted(view.workers))
+        self.sizes: Mapping[ShardId, int] = shard_sizes(view, shards)
+        self.of_tenant = tenant_shards(view, tenant)
+        self._memory = {w: found.record.memory_bytes for w, found in view.workers.items()}
+        self._files = _files(view)
+        self._executors = _executor_memory(view)
+
+    def bytes_of(self, shards: Iterable[ShardId]) -> int:
+        return sum(self.sizes.get(shard, 0) for shard in shards)
+
+    def tenant_bytes(self, host: WorkerId) -> int:
+        """Shard bytes of the tenant on `host`."""
+        return self.bytes_of(self.of_tenant.get(host, ()))
+
+    def host_free_bytes(self, host: WorkerId) -> int:
+        """What `host` still offers, to all tenants together."""
+        used = self.bytes_of(self._files.get(host, ()))
+        return self._memory[host] - used - sum(self._executors.get(host, {}).values())
+
+    def shortage(self, host: WorkerId, shards: Iterable[ShardId]) -> str:
+        """Why `host` cannot take `shards` beside what it holds; empty: it can.
+
+        What it holds already costs nothing, so a budget that was lowered moves nothing.
+        """
+        wanted = set(shards)
+        added = wanted - self.of_tenant.get(host, set())
+        if not added:
+            return ""
+        held, more = self.tenant_bytes(host), self.bytes_of(added)
+        if held + more > self.quota.shard_bytes_per_host:
+            return (
+                f"on host {host} tenant {self.tenant} would hold {mib(held + more)} of shards "
+                f"({mib(held)} now), above its {mib(self.quota.shard_bytes_per_host)} "
+                "(memory_bytes_per_host less executor_memory_bytes)"
+            )
+        needs = self.bytes_of(wanted - self._files.get(host, set()))
+        if self.tenant not in self._executors.get(host, {}):
+            needs += self.quota.executor_memory_bytes
+        if needs > self.host_free_bytes(host):
+            return (
+                f"host {host} has {mib(max(0, self.host_free_bytes(host)))} of its "
+                f"{mib(self._memory[host])} left, {mib(needs)} are needed"
+            )
+        return ""
+
+    def add(self, host: WorkerId, shards: Iterable[ShardId]) -> None:
+        """Count `shards` of the tenant as held by `host`."""
+        added = set(shards)
+        if not added:
+            return
+        self.of_tenant.setdefault(host, set()).update(added)
+        self._files.setdefault(host, set()).update(added)
+        executors = self._executors.setdefault(host, {})
+        executors.setdefault(self.tenant, self.quota.executor_memory_bytes)
+
+
+def _add_placement(held: dict[WorkerId, set[ShardId]], placement: Placement) -> None:
+    for shard_id, workers in placement.hosts:
+        for worker in workers:
+            held.setdefault(worker, set()).add(shard_id)
+
+
+def _files(view: ClusterView) -> dict[WorkerId, set[ShardId]]:
+    """Shard files that are or will be on each host: what is placed there, and what is there
+    still because an executor drains."""
+    files: dict[WorkerId, set[ShardId]] = {}
+    for placement in view.records(Placement):
+        _add_placement(files, placement)
+    for replica in view.records(Replica):
+        if replica.file_bytes > 0:
+            files.setdefault(replica.worker, set()).add(replica.shard_id)
+    return files
+
+
+def _executor_memory(view: ClusterView) -> dict[WorkerId, dict[TenantId, int]]:
+    """Executor memory of each tenant present on each host."""
+    memory: dict[WorkerId, dict[TenantId, int]] = {}
+    for plan in view.records(ExecutorPlan):
+        memory.setdefault(plan.worker, {})[plan.tenant] = plan.quota.executor_memory_bytes
+    for placement in view.records(Placement):
+        tenant = view.tenant(placement.tenant)
+        for _, workers in placement.hosts:
+            for worker in workers:
+                present = memory.setdefault(worker, {})
+                if tenant is not None:
+                    present[placement.tenant] = tenant.quota.executor_memory_bytes
+    return memory

@@ -1,0 +1,245 @@
+"""From a publish request to an open epoch, or to a FAILED one that says why not. Pure.
+
+The request is deleted by the commit that answers it. Whoever waits for a request's nonce looks
+for the request to be gone, and then for the epoch with that `publish_nonce`: it was opened (or
+FAILED) for it. If no epoch has the nonce, there was nothing new: the dataset serves that
+snapshot already, or a later request took this one's place.
+
+An epoch's number is one above the highest that any record of its dataset names. The highest
+epoch's record is never forgotten while the dataset is declared, so no number is used twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accel_dask.codec import encode
+from accel_dask.errors import AccelError, LoadError, NotAcceleratable
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.commit import Commit, Delete, Put
+from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path, publish_path
+from accel_dask.model.epoch import Epoch, EpochState, ShardSummary, StoryLine
+from accel_dask.model.executor import ExecutorPlan
+from accel_dask.model.ids import DatasetId, EpochNumber, Revision
+from accel_dask.model.load_plan import LoadPlan, LoadTask
+from accel_dask.model.placement import Placement, serving_path
+from accel_dask.model.snapshot import Column, SourceSnapshot
+from accel_dask.model.tenant import tenant_path
+from accel_dask.scheduler_plugin.admission import admit
+from accel_dask.scheduler_plugin.placement import place
+from accel_dask.scheduler_plugin.round import Round, is_declared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedPublish:
+    """A request whose snapshot was planned and cut, and whose load plan is stored."""
+
+    request: PublishRequest
+    dataset: Dataset
+    dataset_revision: Revision
+    """Of the dataset's declaration that was planned by."""
+    snapshot: SourceSnapshot
+    plan: LoadPlan
+    plan_digest: str
+
+
+def next_number(view: ClusterView, dataset: DatasetId) -> EpochNumber:
+    """The number of the dataset's next epoch; never one that was used before."""
+    used = [epoch.number for epoch in view.epochs_of(dataset)]
+    serving = view.serving(dataset)
+    if serving is not None:
+        used.append(serving.epoch)
+    used += [
+        attachment.epoch
+        for plan in view.records(ExecutorPlan)
+        if plan.tenant == dataset.tenant
+        for attachment in plan.attachments
+        if attachment.dataset == dataset.name
+    ]
+    return EpochNumber(1 + max(used, default=0))
+
+
+def can_take_up(view: ClusterView, request: PublishRequest) -> bool:
+    """Whether the request's turn has come: its dataset has no epoch on its way, and there is
+    a host to load on."""
+    return (
+        is_declared(view, request.dataset_id)
+        and view.open_epoch(request.dataset_id) is None
+        and bool(view.workers)
+    )
+
+
+def is_current(view: ClusterView, planned: PlannedPublish) -> bool:
+    """Whether what was planned is still what is asked for; else it must be planned again."""
+    found = view.get(dataset_path(planned.dataset.dataset_id))
+    return (
+        view.publish_request(planned.dataset.dataset_id) == planned.request
+        and found is not None
+        and found.mod_revision == planned.dataset_revision
+        and next_number(view, planned.dataset.dataset_id) == planned.plan.epoch
+    )
+
+
+def held_columns(snapshot: SourceSnapshot, tasks: Sequence[LoadTask]) -> tuple[Column, ...]:
+    """The columns of the epoch: those that its shards hold."""
+    return tasks[0].columns if tasks else snapshot.columns
+
+
+def load_plan(
+    dataset: Dataset,
+    number: EpochNumber,
+    snapshot: SourceSnapshot,
+    tasks: tuple[LoadTask, ...],
+) -> tuple[LoadPlan, bytes]:
+    """The load plan of epoch `number`, and its bytes.
+
+    Raises:
+        NotAcceleratable: there is not a single shard to load.
+    """
+    if not tasks:
+        raise NotAcceleratable(
+            f"snapshot {snapshot.snapshot_id} of {dataset.dataset_id} was cut into no shards; "
+            "publish one with data"
+        )
+    plan = LoadPlan(
+        tenant=dataset.tenant,
+        dataset=dataset.name,
+        epoch=number,
+        snapshot_id=snapshot.snapshot_id,
+        columns=held_columns(snapshot, tasks),
+        tasks=tasks,
+    )
+    return plan, encode(plan)
+
+
+def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
+    """The commit that answers the request: `Epoch(LOADING)` with its placement, or only the
+    request's deletion if the dataset serves that very snapshot.
+
+    Raises:
+        QuotaExceeded: the tenant's or the hosts' memory does not hold it.
+        LoadError: the snapshot is older than the one served, and was not asked for by name.
+    """
+    view, dataset = round_.view, planned.dataset
+    epoch = _new_epoch(round_, planned)
+    serving = view.serving_epoch(dataset.dataset_id)
+    if serving is not None and _is_same(serving, epoch):
+        return _nothing_new(round_, planned.request, serving)
+    if serving is not None and epoch.sequence < serving.sequence and not planned.request.snapshot:
+        raise LoadError(
+            f"{dataset.dataset_id}: the newest snapshot {epoch.snapshot_id} is older than "
+            f"{serving.snapshot_id}, which epoch {serving.number} serves. To go back to it, "
+            "publish it by its id"
+        )
+    admit(view, dataset, epoch.shards)
+    hosts = place(view, dataset, epoch.shards)
+    placement = Placement(
+        tenant=epoch.tenant, dataset=epoch.dataset, epoch=epoch.number, hosts=hosts
+    )
+    return round_.commit(
+        f"{epoch} opens: {epoch.reason}",
+        (*_answers(planned.request), epoch.path, placement.path),
+        Put(epoch),
+        Put(placement),
+        Delete(planned.request.path),
+    )
+
+
+def refuse(
+    round_: Round, request: PublishRequest, error: AccelError, planned: PlannedPublish | None = None
+) -> Commit:
+    """The commit that answers the request with a FAILED epoch and its reason."""
+    dataset = request.dataset_id
+    because = f"{error.code}: {error}"
+    if planned is not None:
+        epoch = _new_epoch(round_, planned)
+    else:
+        epoch = Epoch(
+            tenant=dataset.tenant,
+            dataset=dataset.name,
+            number=next_number(round_.view, dataset),
+            snapshot_id=None,
+            sequence=0,
+            state=EpochState.FAILED,
+            replicas=0,
+            publish_nonce=request.nonce,
+        )
+    failed = Epoch(
+        tenant=epoch.tenant,
+        dataset=epoch.dataset,
+        number=epoch.number,
+        snapshot_id=epoch.snapshot_id,
+        sequence=epoch.sequence,
+        state=EpochState.FAILED,
+        replicas=epoch.replicas,
+        publish_nonce=request.nonce,
+        story=(StoryLine(at_ns=round_.now_ns, state=EpochState.FAILED, because=because),),
+    )
+    return round_.commit(
+        f"{failed} failed: {because}",
+        (*_answers(request), failed.path),
+        Put(failed),
+        Delete(request.path),
+    )
+
+
+def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
+    request, snapshot = planned.request, planned.snapshot
+    tasks = planned.plan.tasks
+    rows = sum(task.rows for task in tasks if task.rows is not None)
+    because = (
+        f"{request.requested_by} published snapshot {snapshot.snapshot_id}: "
+        f"{len(tasks)} shards, {rows:,} rows promised"
+    )
+    return Epoch(
+        tenant=planned.dataset.tenant,
+        dataset=planned.dataset.name,
+        number=next_number(round_.view, planned.dataset.dataset_id),
+        snapshot_id=snapshot.snapshot_id,
+        sequence=snapshot.sequence,
+        state=EpochState.LOADING,
+        replicas=planned.dataset.replicas,
+        columns=planned.plan.columns,
+        shards=tuple(
+            ShardSummary(
+                shard_id=task.shard_id,
+                rows=task.rows,
+                source_bytes=task.source_bytes,
+                stats=task.stats,
+            )
+            for task in tasks
+        ),
+        plan_digest=planned.plan_digest,
+        publish_nonce=request.nonce,
+        story=(StoryLine(at_ns=round_.now_ns, state=EpochState.LOADING, because=because),),
+    )
+
+
+def _is_same(serving: Epoch, epoch: Epoch) -> bool:
+    """The same snapshot, held in the same way: a changed declaration makes other shards."""
+    return (
+        serving.snapshot_id == epoch.snapshot_id
+        and serving.columns == epoch.columns
+        and serving.replicas == epoch.replicas
+        and [s.shard_id for s in serving.shards] == [s.shard_id for s in epoch.shards]
+    )
+
+
+def _nothing_new(round_: Round, request: PublishRequest, serving: Epoch) -> Commit:
+    return round_.commit(
+        f"{serving} serves snapshot {serving.snapshot_id} already: nothing new to publish",
+        (*_answers(request), serving.path),
+        Delete(request.path),
+    )
+
+
+def _answers(request: PublishRequest) -> tuple[tuple[str, ...], ...]:
+    """What every answer to a request rests on."""
+    dataset = request.dataset_id
+    return (
+        publish_path(dataset),
+        dataset_path(dataset),
+        tenant_path(dataset.tenant),
+        serving_path(dataset),
+    )
