@@ -14,13 +14,22 @@ from accel_dask.errors import ConfigError, LoadError
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, PublishRequest
 from accel_dask.model.epoch import Epoch, EpochState
-from accel_dask.model.ids import DatasetId, TenantId
+from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.tenant import Quota, Tenant, User, hash_token
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import put_record, read_view
 
 _NAME_HINT = "use letters, digits and underscores, beginning with a letter"
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """A publish request as it was written; what to wait for its end with."""
+
+    dataset: DatasetId
+    nonce: str
+    revision: Revision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +90,8 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
 
 def publish(
     store: StateStore, dataset: DatasetId, snapshot: str | None = None, by: str = "operator"
-) -> str:
-    """Ask for the newest snapshot of `dataset` (or for `snapshot`); the request's nonce.
+) -> Requested:
+    """Ask for the newest snapshot of `dataset` (or for `snapshot`).
 
     Raises:
         ConfigError: there is no such dataset.
@@ -90,32 +99,27 @@ def publish(
     if read_view(store).dataset(dataset) is None:
         raise ConfigError(f"there is no dataset {dataset}; create it first")
     nonce = uuid.uuid4().hex
-    put_record(
-        store,
-        PublishRequest(
-            tenant=dataset.tenant,
-            name=dataset.name,
-            nonce=nonce,
-            requested_by=by,
-            requested_at_ns=time.time_ns(),
-            snapshot=snapshot,
-        ),
+    request = PublishRequest(
+        tenant=dataset.tenant,
+        name=dataset.name,
+        nonce=nonce,
+        requested_by=by,
+        requested_at_ns=time.time_ns(),
+        snapshot=snapshot,
     )
-    return nonce
+    return Requested(dataset, nonce, put_record(store, request))
 
 
-def publish_result(view: ClusterView, dataset: DatasetId, nonce: str) -> Published | None:
-    """How the request `nonce` ended, or None while it is under way."""
+def publish_result(view: ClusterView, requested: Requested) -> Published | None:
+    """How a request ended, or None while it is under way (or `view` is older than it)."""
+    dataset, nonce = requested.dataset, requested.nonce
     request = view.publish_request(dataset)
-    if request is not None and request.nonce == nonce:
+    if view.revision < requested.revision or (request is not None and request.nonce == nonce):
         return None
     made = next((e for e in view.epochs_of(dataset) if e.publish_nonce == nonce), None)
     if made is not None:
-        return (
-            Published(epoch=made, is_new=True)
-            if made.state in (EpochState.READY, EpochState.RETIRING, EpochState.FAILED)
-            else None
-        )
+        is_over = made.state in (EpochState.READY, EpochState.RETIRING, EpochState.FAILED)
+        return Published(epoch=made, is_new=True) if is_over else None
     serving = view.serving_epoch(dataset)
     if serving is None or view.open_epoch(dataset) is not None:
         return None
@@ -123,18 +127,20 @@ def publish_result(view: ClusterView, dataset: DatasetId, nonce: str) -> Publish
 
 
 def wait_published(
-    mirror: Mirror, dataset: DatasetId, nonce: str, timeout_seconds: float = 120.0
+    mirror: Mirror, requested: Requested, timeout_seconds: float = 120.0
 ) -> Published:
-    """Wait for the request `nonce` to end.
+    """Wait for a request to end.
 
     Raises:
         LoadError: the epoch FAILED; the message is its reason.
-        DeadlineExceeded: it did not end in time.
+        WaitTimedOut: it did not end in time.
     """
     view = mirror.wait_for(
-        lambda seen: publish_result(seen, dataset, nonce) is not None, timeout_seconds
+        lambda seen: publish_result(seen, requested) is not None,
+        timeout_seconds,
+        f"the end of the publish request of {requested.dataset}",
     )
-    result = publish_result(view, dataset, nonce)
+    result = publish_result(view, requested)
     assert result is not None
     if result.epoch.state is EpochState.FAILED:
         raise LoadError(f"epoch {result.epoch} FAILED: {result.epoch.reason}")

@@ -191,16 +191,16 @@ def publish(
     """Bring a dataset's snapshot into memory and switch to it."""
     dataset_id = _dataset_id(dataset)
     with _store(config) as store:
-        nonce = admin.publish(store, dataset_id, snapshot)
+        requested = admin.publish(store, dataset_id, snapshot)
         if not wait:
-            console.print(f"requested ({nonce})")
+            console.print(f"requested ({requested.nonce})")
             return
         mirror = Mirror(store)
         mirror.start()
         try:
             started = time.monotonic()
             with console.status(f"publishing {dataset_id}") as spinner:
-                result = _wait_showing(mirror, dataset_id, nonce, timeout, spinner)
+                result = _wait_showing(mirror, requested, timeout, spinner)
         finally:
             mirror.close()
     if result.is_new:
@@ -249,7 +249,7 @@ def query(
         if len(rows) > limit:
             console.print(f"[dim]more than {limit} rows; see --limit[/]")
         receipt = session.receipts(1)[0]
-        epochs = ", ".join(f"{e['dataset']}@{e['epoch']}" for e in receipt["epochs"])
+        epochs = ", ".join(f"{e['dataset']}@{e['epoch']}" for e in receipt["datasets"])
         console.print(f"[dim]{receipt['route']} · {epochs} · {receipt['total_ms']:.1f} ms[/]")
 
 
@@ -383,17 +383,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _wait_showing(
-    mirror: Mirror, dataset: DatasetId, nonce: str, timeout: float, spinner: Any
+    mirror: Mirror, requested: admin.Requested, timeout: float, spinner: Any
 ) -> admin.Published:
     def show(view: ClusterView) -> bool:
-        epoch: Epoch | None = view.open_epoch(dataset)
+        epoch: Epoch | None = view.open_epoch(requested.dataset)
         if epoch is not None:
             ready = sum(1 for s in epoch.shards if view.ready_replicas(s.shard_id))
             spinner.update(f"{epoch} {epoch.state}: {ready} of {len(epoch.shards)} shards")
-        return admin.publish_result(view, dataset, nonce) is not None
+        return admin.publish_result(view, requested) is not None
 
     mirror.wait_for(show, timeout)
-    return admin.wait_published(mirror, dataset, nonce, 5.0)
+    return admin.wait_published(mirror, requested, 5.0)
 
 
 def _remember(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:

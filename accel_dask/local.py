@@ -220,8 +220,8 @@ class LocalAccelCluster:
             LoadError: the epoch FAILED.
         """
         dataset_id = DatasetId(TenantId(tenant), dataset)
-        nonce = admin.publish(self.store, dataset_id, snapshot, by="local")
-        return admin.wait_published(self.mirror, dataset_id, nonce, timeout_seconds)
+        requested = admin.publish(self.store, dataset_id, snapshot, by="local")
+        return admin.wait_published(self.mirror, requested, timeout_seconds)
 
     def wait_routed(self, timeout_seconds: float = 30.0) -> None:
         """Wait until every gateway routes by what is in the store now."""

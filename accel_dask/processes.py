@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import queue
 import selectors
+import shutil
 import signal
 import subprocess
 import threading
@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from accel_dask.errors import AccelError, ConfigError
+from accel_dask.launch import dying_with_parent
 
 _LOG = logging.getLogger(__name__)
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
 _MAX_BACKOFF_SECONDS = 5.0
 _QUIET_SECONDS = 30.0
 """A process that lived this long starts again at once when it ends."""
@@ -183,26 +182,23 @@ class Supervisor:
         self._waiting[name] = (time.monotonic() + delay, child.spec)
 
     def _spawn(self, spec: ProcessSpec) -> None:
+        if shutil.which(spec.argv[0]) is None:
+            raise ConfigError(f"cannot start {spec.name}: there is no program {spec.argv[0]}")
         with self.log_file(spec.name).open("ab") as log:
             try:
                 process = subprocess.Popen(
-                    spec.argv,
+                    dying_with_parent(spec.argv),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env={**os.environ, **spec.environ},
                     start_new_session=True,
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509 - only one system call
                 )
             except OSError as error:
                 raise ConfigError(f"cannot start {spec.name} ({spec.argv[0]}): {error}") from error
         pidfd = os.pidfd_open(process.pid)
         self._children[spec.name] = _Child(spec, process, pidfd, time.monotonic())
         self._selector.register(pidfd, selectors.EVENT_READ, spec.name)
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _end(child: _Child, *, kill: bool) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from accel_dask.model.dataset import Rollup
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
 from accel_dask.model.snapshot import Column, ColumnStats, DataFile, SnapshotId
+
+SHARD_FORMAT: Final = 1
+"""Version of the shard file's layout. Part of every shard id: a new one reloads everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

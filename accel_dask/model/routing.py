@@ -5,11 +5,12 @@ Built from a view by each gateway; queries are planned against one table.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from accel_dask.model.cluster import ClusterView
+from accel_dask.model.dataset import Dataset
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import DatasetId, EpochNumber, Revision, TenantId, WorkerId
@@ -54,6 +55,7 @@ class RoutingTable:
         quotas: Mapping[TenantId, Quota],
         users: Mapping[str, User],
         ticket_key: bytes,
+        declared: Iterable[DatasetId] = (),
     ) -> None:
         self.revision = Revision(revision)
         self.datasets = MappingProxyType(dict(datasets))
@@ -61,6 +63,8 @@ class RoutingTable:
         self.users = MappingProxyType(dict(users))
         self.ticket_key = ticket_key
         """Signs tickets and bearer tokens; empty before the cluster has one."""
+        self.declared = frozenset(declared)
+        """All datasets that there are, also those without a READY epoch."""
 
     def datasets_of(self, tenant: TenantId) -> tuple[DatasetRoute, ...]:
         """In order of their names."""
@@ -91,6 +95,7 @@ def build_routing(view: ClusterView) -> RoutingTable:
         {tenant.tenant: tenant.quota for tenant in view.records(Tenant)},
         {user.name: user for user in view.records(User)},
         bytes.fromhex(meta.ticket_key) if meta else b"",
+        (dataset.dataset_id for dataset in view.records(Dataset)),
     )
 
 

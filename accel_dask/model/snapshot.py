@@ -71,9 +71,17 @@ class DataFile:
     path: str
     size_bytes: int
     record_count: int
+    version: str = ""
+    """Tells this content from another under the same path, such as a modification time;
+    empty: files at this source never change."""
     partition: str = ""
     """The partition it belongs to, in a text whose order is the partitions' order."""
     matching: Matching = Matching.NAME
+    names: tuple[tuple[str, str], ...] | None = None
+    """With `Matching.NAME`: which of our columns the file holds, each with its name there;
+    None: all of them, under `source_name` or `name`."""
+    constants: tuple[tuple[str, str | None], ...] = ()
+    """Values, from its path or partition, of columns that the file itself may lack."""
     stats: tuple[ColumnStats, ...] = ()
     deletes: tuple[DeleteFile, ...] = ()
 

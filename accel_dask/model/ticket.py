@@ -48,6 +48,15 @@ class Ticket:
     """Bind and return the schema with no rows."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancellation:
+    """An order to stop a query under way; signed like its ticket. A call that still waits for
+    its first batch cannot be ended from its client's side."""
+
+    tenant: TenantId
+    query_id: str
+
+
 def shard_database(shard_id: ShardId) -> str:
     """The name under which executors attach a shard file."""
     return f"s_{shard_id}"

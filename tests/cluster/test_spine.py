@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from adbc_driver_flightsql import dbapi
-from conftest import CHECK, Lakehouse, adbc, ask, querying, wait_until
+from whole_cluster import CHECK, Lakehouse, adbc, ask, querying, wait_until
 
 from accel_dask.errors import LoadError
 from accel_dask.local import LocalAccelCluster, LocalOptions

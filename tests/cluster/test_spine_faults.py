@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import CHECK, Lakehouse, ask, querying, wait_until
+from whole_cluster import CHECK, Lakehouse, ask, querying, wait_until
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.executor import Executor
