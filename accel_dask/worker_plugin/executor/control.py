@@ -1,0 +1,28 @@
+"""JSON lines between a host and its executors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+Message = dict[str, Any]
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Message)
+
+
+def to_line(message: Message) -> bytes:
+    return _ENCODER.encode(message) + b"\n"
+
+
+class LineBuffer:
+    """Bytes in, whole messages out."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [_DECODER.decode(line) for line in lines if line]

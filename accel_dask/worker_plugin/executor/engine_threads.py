@@ -1,0 +1,133 @@
+"""The threads that the engine's work runs on: as many as a tenant may have queries at once.
+
+They are few and have large stacks, for deep plans. Flight's own threads are many, come and go,
+and must be small: address space is bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Protocol
+
+from accel_dask.errors import AccelError, TooManyQueries
+from accel_dask.model.tenant import Quota
+
+log = logging.getLogger(__name__)
+
+_CLIENT_POLL_SECONDS = 0.02
+
+
+class Waiting(Protocol):
+    """A query that wants a thread."""
+
+    deadline: float
+
+    def check_stopped(self) -> None:
+        """Raise what it was stopped for, if it was."""
+
+
+class EngineThread:
+    """Does one thing at a time, for one query at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def call(self, work: Callable[[], None]) -> None:
+        """Run `work` there; returns, or raises what it raised, when it has ended."""
+        self._work.put(work)
+        error = self._done.get()
+        if error is not None:
+            raise error
+
+    def end(self) -> None:
+        self._work.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            failure: BaseException | None = None
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+                failure = _without_frames(error)
+            del work  # nothing of the query is kept, or freed on a thread with a small stack
+            self._done.put(failure)
+            del failure
+
+
+class EngineThreads:
+    """Hands out threads. Queries beyond their number wait, until their time is over."""
+
+    def __init__(self, tenant: str, quota: Quota) -> None:
+        self._tenant = tenant
+        self._queue_length = quota.queue_length
+        self._all = tuple(EngineThread(f"engine-{i}") for i in range(quota.concurrency))
+        self._free = list(self._all)
+        self._changed = threading.Condition()
+        self._waiting = 0
+
+    def acquire(self, query: Waiting) -> EngineThread:
+        """A thread for `query` alone.
+
+        Raises:
+            TooManyQueries: none became free in the query's time, or too many wait.
+            AccelError: the query was stopped meanwhile.
+        """
+        with self._changed:
+            if not self._free:
+                self._wait(query)
+            return self._free.pop()
+
+    def release(self, thread: EngineThread) -> None:
+        with self._changed:
+            self._free.append(thread)
+            self._changed.notify()
+
+    @property
+    def free_count(self) -> int:
+        return len(self._free)
+
+    def close(self) -> None:
+        for thread in self._all:
+            thread.end()
+
+    def _wait(self, query: Waiting) -> None:
+        if self._waiting >= self._queue_length:
+            raise self._too_many(f"and {self._waiting} wait")
+        self._waiting += 1
+        try:
+            while not self._free:
+                if time.monotonic() >= query.deadline:
+                    raise self._too_many("and none ended in this query's time")
+                query.check_stopped()
+                self._changed.wait(_CLIENT_POLL_SECONDS)
+        finally:
+            self._waiting -= 1
+
+    def _too_many(self, because: str) -> TooManyQueries:
+        return TooManyQueries(
+            f"{len(self._all)} queries of tenant {self._tenant} run here, its limit, {because}; "
+            "try again"
+        )
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """`error` without its tracebacks: their frames hold plans, which are freed with them."""
+    if not isinstance(error, AccelError):
+        log.error("the engine's work failed unexpectedly", exc_info=error)
+    pending: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while pending:
+        found = pending.pop()
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            found.__traceback__ = None
+            pending += [found.__cause__, found.__context__]
+    return error

@@ -1,0 +1,238 @@
+"""A query under way in the engine: its schema, then its batches, then nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
+
+import duckdb
+import pyarrow as pa
+
+from accel_dask.errors import AccelError, DeadlineExceeded, QueryCancelled, RowLimit
+from accel_dask.model.ticket import Ticket
+from accel_dask.worker_plugin.executor.batches import batch_rows, plain_batch, plain_schema, slices
+from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
+from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads
+from accel_dask.worker_plugin.executor.parameters import bind_values
+from accel_dask.worker_plugin.executor.spec import ExecutorSpec
+from accel_dask.worker_plugin.executor.statement import parse_select
+from accel_dask.worker_plugin.executor.watchdog import StopReason, Watchdog
+
+
+class QueryEngine(Protocol):
+    """What a query needs of the engine it runs in."""
+
+    @property
+    def spec(self) -> ExecutorSpec: ...
+
+    @property
+    def threads(self) -> EngineThreads: ...
+
+    @property
+    def watchdog(self) -> Watchdog: ...
+
+    def cursor(self) -> duckdb.DuckDBPyConnection: ...
+
+    def translate(self, error: BaseException) -> AccelError: ...
+
+
+class RunningQuery:
+    """Iterates over record batches. Read by one thread, stopped by the watchdog's."""
+
+    def __init__(
+        self,
+        engine: QueryEngine,
+        ticket: Ticket,
+        started_at: float,
+        is_cancelled: Callable[[], bool],
+    ) -> None:
+        """`started_at`: monotonic seconds at which the executor took the ticket."""
+        self._engine: Final = engine
+        self._ticket: Final = ticket
+        self._is_cancelled: Final = is_cancelled
+        self.deadline = started_at + ticket.timeout_ms / 1000
+        self.stopped_at: float | None = None
+        self._stop_reason: StopReason | None = None
+        self._lock = threading.Lock()
+        """Held while the engine works for this query."""
+        self._thread: EngineThread | None = None
+        self._cursor: duckdb.DuckDBPyConnection | None = None
+        self._reader: pa.RecordBatchReader | None = None
+        self._pending: deque[pa.RecordBatch] = deque()
+        self._rows = 0
+        self._max_rows = min(ticket.max_result_rows, engine.spec.quota.max_result_rows)
+        self.schema: pa.Schema = pa.schema([])
+        self.is_complete = False
+        """All batches are here; the engine works on it no more."""
+
+    def __str__(self) -> str:
+        return f"query {self._ticket.query_id} of tenant {self._ticket.tenant}"
+
+    # The watchdog's side.
+
+    @property
+    def is_computing(self) -> bool:
+        return self._lock.locked()
+
+    def client_is_gone(self) -> bool:
+        return self._is_cancelled()
+
+    def stop(self, reason: StopReason) -> None:
+        """Interrupt the engine, or take everything from a query that waits for its reader."""
+        if self._stop_reason is None:
+            self._stop_reason = reason
+            self.stopped_at = time.monotonic()
+        if self._lock.acquire(blocking=False):
+            try:
+                self._drop()
+                self._give_back()
+                self._engine.watchdog.remove(self)
+            finally:
+                self._lock.release()
+        elif (cursor := self._cursor) is not None:
+            with contextlib.suppress(duckdb.Error):  # closed in this moment
+                cursor.interrupt()
+
+    def check_stopped(self) -> None:
+        """Raise what the watchdog stopped it for, if it did."""
+        if self._stop_reason is not None:
+            raise self._stopped_error()
+
+    # The reader's side.
+
+    def start(self) -> None:
+        """Wait for a thread of the engine, bind, run, and compute the first batch.
+
+        Raises:
+            AccelError: of the QueryError family, `TooManyQueries` or `QueryCancelled`.
+        """
+        self._engine.watchdog.add(self)
+        self._thread = self._engine.threads.acquire(self)
+        self._work(self._begin)
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        while not self._pending:
+            if self.is_complete:
+                raise StopIteration
+            self._work(self._compute)
+        return self._pending.popleft()
+
+    def close(self) -> None:
+        """Give back everything. Safe to call twice and from any thread."""
+        with self._lock:
+            if self._thread is not None:
+                self._thread.call(self._drop)
+            self._give_back()
+        self._engine.watchdog.remove(self)
+
+    def _work(self, step: Callable[[], None]) -> None:
+        """Do `step` on the engine's thread; let go of it when that was the last."""
+        with self._lock:
+            if self._thread is None:  # never an end that looks like a whole answer
+                raise self._stopped_error()
+            try:
+                self._thread.call(lambda: self._attempt(step))
+                if not self.is_complete:
+                    return
+            except BaseException:
+                self._pending.clear()
+                self._give_back()
+                self._engine.watchdog.remove(self)
+                raise
+            self._give_back()
+        self._engine.watchdog.remove(self)
+
+    def _give_back(self) -> None:
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._engine.threads.release(thread)
+
+    def _stopped_error(self) -> AccelError:
+        if self._stop_reason is StopReason.DEADLINE:
+            return DeadlineExceeded(
+                f"the query of tenant {self._ticket.tenant} took longer than the "
+                f"{self._ticket.timeout_ms} ms it had"
+            )
+        return QueryCancelled(f"the query of tenant {self._ticket.tenant} was cancelled")
+
+    # On the engine's thread; `_lock` is held.
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            self.check_stopped()
+            step()
+        except BaseException as error:
+            self._drop()
+            if self._stop_reason is not None:
+                raise self._stopped_error() from error
+            if is_of_engine(error):
+                raise self._engine.translate(error) from error
+            raise
+        if self.is_complete:
+            self._drop()
+
+    def _begin(self) -> None:
+        statement = parse_select(self._ticket.sql)
+        values = bind_values(self._ticket.parameters)
+        if values is None and self._ticket.describe_only and statement.named_parameters:
+            values = [None] * len(statement.named_parameters)
+        self._cursor = self._engine.cursor()
+        relation = self._cursor.sql(statement, params=values)
+        if self._ticket.describe_only:
+            self._describe(relation)
+        else:
+            self._execute(relation)
+
+    def _describe(self, relation: Any) -> None:
+        with relation.limit(0).to_arrow_reader(1) as reader:
+            schema = reader.schema
+        # A sub-select renames the second of two columns of one name; the query itself does not.
+        names = relation.columns
+        fields = [field.with_name(name) for field, name in zip(schema, names, strict=True)]
+        self.schema = plain_schema(pa.schema(fields))
+        self.is_complete = True
+
+    def _execute(self, relation: Any) -> None:
+        rows = batch_rows(relation.types, self._ticket.max_batch_bytes)
+        self._reader = relation.to_arrow_reader(rows)
+        self.schema = plain_schema(self._reader.schema)
+        self._compute()
+        if not self.is_complete and self._rows < rows:
+            self._compute()  # a batch that is not full is the last: let go of the engine now
+
+    def _compute(self) -> None:
+        """One more batch of the engine, in slices."""
+        assert self._reader is not None
+        try:
+            batch = self._reader.read_next_batch()
+        except StopIteration:
+            self.is_complete = True
+            return
+        self.check_stopped()
+        self._rows += batch.num_rows
+        if self._rows > self._max_rows:
+            raise RowLimit(
+                f"the answer has more than {self._max_rows} rows, the limit of tenant "
+                f"{self._ticket.tenant}; add a LIMIT, filter or aggregate"
+            )
+        self._pending.extend(slices(plain_batch(batch, self.schema), self._ticket.max_batch_bytes))
+
+    def _drop(self) -> None:
+        """Let the engine forget the result."""
+        reader, self._reader = self._reader, None
+        cursor, self._cursor = self._cursor, None
+        if reader is not None:
+            with contextlib.suppress(pa.ArrowException, OSError):
+                reader.close()
+        if cursor is not None:
+            with contextlib.suppress(duckdb.Error):
+                cursor.abort()
+            with contextlib.suppress(duckdb.Error):
+                cursor.close()

@@ -1,0 +1,68 @@
+"""The second line of defence in front of DuckDB; the first is the gateway's gate."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import duckdb
+
+from accel_dask.errors import InvalidQuery, ReadOnly, TextLimit, UnsupportedQuery
+from accel_dask.model.tenant import MIB
+
+MAX_TEXT: Final = MIB
+"""Characters of physical SQL, which names every shard; the gateway's own limit is far lower. The
+parser holds the interpreter lock, half a second for this much: nothing else is done meanwhile."""
+
+# Functions and views that show the inside of the process, or read files. DuckDB itself refuses
+# files, except the shard files that are attached.
+_INSIDE: Final = re.compile(
+    r'\b(?:duckdb_\w+|pragma_\w+)"?\b'
+    r"|\b(?:read_\w+|\w+_scan|scan_\w+|glob|sniff_\w+|parquet_\w+|which_secret|getenv|getvariable"
+    r'|current_setting|query|query_table|checkpoint|force_checkpoint|summary)"?\s*\(',
+    re.IGNORECASE,
+)
+_SHARD_FILE: Final = re.compile(
+    r"""(?:\bFROM|\bJOIN|,)\s*(?:'[^']*\.duckdb\b|"[^"]*\.duckdb\b)""", re.IGNORECASE
+)
+_STRING: Final = re.compile(r"'(?:[^']|'')*'")
+_WRITES: Final = frozenset(
+    {"INSERT", "UPDATE", "DELETE", "CREATE", "CREATE_FUNC", "ALTER", "DROP", "COPY", "MERGE_INTO",
+     "EXPORT", "COPY_DATABASE"}
+)  # fmt: skip
+
+
+def parse_select(sql: str) -> duckdb.Statement:
+    """`sql`, parsed, which must be one SELECT.
+
+    Raises:
+        duckdb.Error: it does not parse.
+        InvalidQuery: it is not exactly one statement.
+        TextLimit: it is too long.
+        ReadOnly: it changes something.
+        UnsupportedQuery: any other statement, or one that looks at the inside.
+    """
+    if len(sql) > MAX_TEXT:
+        raise TextLimit(f"the query has {len(sql)} characters, more than the {MAX_TEXT} read here")
+    statements = duckdb.extract_statements(sql)
+    if len(statements) != 1:
+        raise InvalidQuery(f"one statement is answered at a time, not {len(statements)}")
+    kind = statements[0].type.name
+    if kind in _WRITES:
+        raise ReadOnly(f"{kind} would change data; only queries are answered here")
+    if kind != "SELECT":
+        raise UnsupportedQuery(f"{kind} statements are not answered here, only SELECT")
+    _refuse_inside(sql)
+    return statements[0]
+
+
+def _refuse_inside(sql: str) -> None:
+    if _SHARD_FILE.search(sql):
+        raise UnsupportedQuery("files are not available here")
+    # Plain strings may hold any word. Other ways to quote could hide their end, so that then
+    # every word counts.
+    plain = "$$" not in sql and "\\'" not in sql
+    inside = _INSIDE.search(_STRING.sub("''", sql) if plain else sql)
+    if inside:
+        name = inside[0].rstrip('( "').lower()
+        raise UnsupportedQuery(f"{name} is not available here")

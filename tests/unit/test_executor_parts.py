@@ -1,0 +1,265 @@
+"""The executor's small parts: error texts, batches, the watchdog, limits, process records."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pytest
+from executor_builders import make_spec
+
+from accel_dask.codec import decode, encode
+from accel_dask.errors import (
+    AccelError,
+    ExecutorUnavailable,
+    InvalidQuery,
+    MemoryLimit,
+    QueryCancelled,
+    ReadOnly,
+    UnsupportedQuery,
+)
+from accel_dask.model.executor import Attachment
+from accel_dask.model.ids import EpochNumber, ShardId
+from accel_dask.model.tenant import Quota
+from accel_dask.worker_plugin.executor.batches import batch_rows, plain_schema, slices
+from accel_dask.worker_plugin.executor.control import LineBuffer, to_line
+from accel_dask.worker_plugin.executor.engine_errors import clean_text, translate
+from accel_dask.worker_plugin.executor.spec import ExecutorSpec
+from accel_dask.worker_plugin.executor.watchdog import StopReason, Watchdog
+from accel_dask.worker_plugin.process_record import ProcessRecords, start_ticks
+
+SHARD = ShardId("0123456789abcdef" * 2)
+
+
+def test_a_spec_survives_the_way_to_its_executor(tmp_path: Path) -> None:
+    spec = make_spec(tmp_path, SHARD, attachments=(Attachment("a", EpochNumber(1), SHARD),))
+    assert decode(encode(spec), ExecutorSpec) == spec
+
+
+FIRST_DECODES = """
+import sys, threading
+from dataclasses import make_dataclass
+from accel_dask.codec import decode, encode
+
+sys.setswitchinterval(1e-6)
+for number in range(40):
+    inner = make_dataclass("Inner", [(f"x{i}", int) for i in range(20)])
+    outer = make_dataclass("Outer", [("many", tuple[inner, ...]), ("one", inner)])
+    value = outer((inner(*range(20)),), inner(*range(20)))
+    data, start = encode(value), threading.Barrier(6)
+
+    def work():
+        start.wait()
+        assert decode(data, outer) == value
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+
+
+def test_many_threads_may_decode_a_type_for_the_first_time() -> None:
+    subprocess.run([sys.executable, "-c", FIRST_DECODES], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (f'Table "s_{SHARD}"."main"."data" is gone', "Table the table is gone"),
+        (f"no column x in s_{SHARD}.main.data!", "no column x in the table!"),
+        (f'database "s_{SHARD}" is odd', "database the table is odd"),
+        ('cannot open "/dev/shm/a-b/x.duckdb.wal": no', 'cannot open "<...>": no'),
+        ("open /etc/passwd failed", "open <...> failed"),
+        (f"file {SHARD}.duckdb", "file <...>"),
+        ("bad cast\n\nLINE 1: SELECT secret FROM y\n          ^", "bad cast"),
+        ("(1 / 0) and a/b", "(1 / 0) and a/b"),
+        ("x" * 1000, "x" * 397 + "..."),
+    ],
+)
+def test_nothing_of_the_inside_is_in_a_text(text: str, clean: str) -> None:
+    assert clean_text(text) == clean
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Binder Error: no column", InvalidQuery),
+        ("Parser Error: syntax", InvalidQuery),
+        ("Catalog Error: no table", InvalidQuery),
+        ("Conversion Error: not a number", InvalidQuery),
+        ("Out of Range Error: overflow", InvalidQuery),
+        ("Permission Error: no files", UnsupportedQuery),
+        ("Not implemented Error: later", UnsupportedQuery),
+        ("INTERNAL Error: bug", UnsupportedQuery),
+        ("Out of Memory Error: no more", MemoryLimit),
+        ("std::bad_alloc", MemoryLimit),
+        ("INTERRUPT Error: Interrupted!", QueryCancelled),
+        ("IO Error: checksum", ExecutorUnavailable),
+        ('Invalid Input Error: "x" is attached in read-only mode!', ReadOnly),
+        ("whatever", InvalidQuery),
+    ],
+)
+@pytest.mark.parametrize("raised", [duckdb.Error, OSError, pa.ArrowInvalid])
+def test_the_kind_of_an_engine_error_decides_its_class(
+    text: str, expected: type[AccelError], raised: type[Exception]
+) -> None:
+    assert type(translate(raised(text), "acme", Quota())) is expected
+
+
+def test_slices_are_bounded_whole_and_in_order() -> None:
+    lengths = [10, 50_000, 3, 0, 20_000, 5] * 5
+    batch = pa.record_batch({"x": ["v" * n for n in lengths], "i": range(30)})
+    parts = list(slices(batch, 30_000))
+    assert pa.Table.from_batches(parts).to_pylist() == batch.to_pylist()
+    assert all(part.nbytes <= 30_000 or part.num_rows == 1 for part in parts)
+    assert list(slices(batch.slice(0, 0), 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("types", "rows"),
+    [(["INTEGER"], 65_536), (["VARCHAR"] * 100, 2048), (["DOUBLE"] * 16, 16_384), ([], 65_536)],
+)
+def test_batches_are_whole_vectors_of_the_engine(types: list[str], rows: int) -> None:
+    assert batch_rows(types, 2 * 1024 * 1024) == rows
+
+
+def test_a_schema_without_dictionaries_is_left_alone() -> None:
+    schema = pa.schema({"a": pa.int32(), "b": pa.list_(pa.string())})
+    assert plain_schema(schema) is schema
+    nested = pa.schema({"m": pa.map_(pa.string(), pa.dictionary(pa.int8(), pa.string()))})
+    assert plain_schema(nested).field("m").type == pa.map_(pa.string(), pa.string())
+
+
+def test_messages_come_whole_however_they_are_cut() -> None:
+    messages = [{"lease": 1.5}, {"drain": 3}, {"text": "a\nb"}]
+    stream = b"".join(to_line(message) for message in messages)
+    buffer = LineBuffer()
+    assert [m for i in range(len(stream)) for m in buffer.feed(stream[i : i + 1])] == messages
+
+
+class _Query:
+    """A query that does not stop until it is told to."""
+
+    def __init__(self, deadline: float, *, computing: bool = True) -> None:
+        self.deadline = deadline
+        self.stopped_at: float | None = None
+        self.is_computing = computing
+        self.gone = False
+        self.reasons: list[StopReason] = []
+        self.stopped = threading.Event()
+
+    def client_is_gone(self) -> bool:
+        return self.gone
+
+    def stop(self, reason: StopReason) -> None:
+        self.reasons.append(reason)
+        self.stopped_at = self.stopped_at or time.monotonic()
+        self.stopped.set()
+
+
+def test_the_watchdog_stops_at_the_deadline_and_when_the_client_is_gone() -> None:
+    watchdog = Watchdog(60.0, pytest.fail)
+    late, lonely = _Query(time.monotonic() + 0.05), _Query(time.monotonic() + 60)
+    watchdog.add(late)
+    watchdog.add(lonely)
+    assert late.stopped.wait(5)
+    assert not lonely.stopped.is_set()
+    lonely.gone = True
+    assert lonely.stopped.wait(5)
+    assert late.reasons[0] is StopReason.DEADLINE
+    assert lonely.reasons[0] is StopReason.CANCELLED
+    watchdog.close()
+
+
+def test_a_query_that_runs_on_after_its_interruption_is_reported_stuck() -> None:
+    stuck: list[str] = []
+    reported = threading.Event()
+    watchdog = Watchdog(0.05, lambda text: (stuck.append(text), reported.set()))
+    waiting = _Query(time.monotonic(), computing=False)
+    watchdog.add(waiting)
+    assert waiting.stopped.wait(5)
+    assert not reported.wait(0.2), "a query that only waits for its reader is not stuck"
+    watchdog.remove(waiting)
+    watchdog.add(_Query(time.monotonic()))
+    assert reported.wait(5)
+    assert "did not stop within 0.05 s" in stuck[0]
+    watchdog.close()
+
+
+def test_a_removed_query_is_never_touched_again() -> None:
+    watchdog = Watchdog(60.0, pytest.fail)
+    query = _Query(time.monotonic() + 60)
+    watchdog.add(query)
+    watchdog.remove(query)
+    query.gone = True
+    other = _Query(time.monotonic())
+    watchdog.add(other)
+    assert other.stopped.wait(5)
+    assert query.reasons == []
+    watchdog.close()
+
+
+def test_a_process_that_gives_its_watchdog_no_turn_is_ended_by_the_kernel() -> None:
+    code = (
+        "import re, sys; sys.path.insert(0, sys.argv[1]); "
+        "from accel_dask.worker_plugin.executor import watchdog; "
+        "from test_executor_parts import _Query; "
+        "watchdog.FROZEN_SECONDS = 0.3; "
+        "watchdog.Watchdog(60.0, print, die_frozen=True).add(_Query(1e12)); "
+        "re.match('(a+)+b', 'a' * 60)"  # holds the interpreter lock for years
+    )
+    support = Path(__file__).parents[1] / "support"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        env=os.environ | {"PYTHONPATH": str(support)},
+    )
+    try:
+        assert process.wait(20) == -signal.SIGALRM
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_process_left_from_an_earlier_life_is_ended_and_another_is_not(tmp_path: Path) -> None:
+    left, other = (
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) for _ in range(2)
+    )
+    try:
+        records = ProcessRecords(tmp_path / "processes")
+        records.write(left.pid, "the one")
+        records.write(other.pid, "the other")
+        forged = tmp_path / "processes" / f"{other.pid}.json"
+        ticks = start_ticks(other.pid)
+        forged.write_text(forged.read_text().replace(str(ticks), str(int(ticks or 0) - 1)))
+        (tmp_path / "processes" / "7.json").write_text("nonsense")
+        assert ProcessRecords(tmp_path / "processes").kill_all(5.0) == 1
+        assert left.wait(5) == -9
+        assert other.poll() is None
+        assert list((tmp_path / "processes").iterdir()) == []
+    finally:
+        for process in (left, other):
+            process.kill()
+            process.wait()
+
+
+def test_importing_what_the_zygote_needs_starts_no_thread() -> None:
+    code = (
+        "from accel_dask.worker_plugin.executor import zygote; "
+        "from accel_dask.worker_plugin.executor.zygote import thread_count; print(thread_count())"
+    )
+    from accel_dask.worker_plugin import zygote_process
+
+    environment = {"PATH": os.environ["PATH"], **zygote_process._SET}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == "1"
