@@ -1,0 +1,106 @@
+"""Plans by statement. A plan outlives a new routing table if what it uses is the same in it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final, NamedTuple
+
+from accel_dask.model.ids import TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
+from accel_dask.query_planner.parse import parse
+from accel_dask.query_planner.pipeline import plan_parsed
+from accel_dask.query_planner.plan import PlanContext, QueryDraft, QueryPlan
+from accel_dask.query_planner.resolve import resolve
+
+_LARGE_TEXT: Final = 16 * 1024
+_MAX_LARGE: Final = 20
+"""Few of the statements beyond `_LARGE_TEXT` characters are kept: they cost memory."""
+
+
+class _Entry(NamedTuple):
+    draft: QueryDraft
+    """After the gate; holds whatever the routing table."""
+    routing: RoutingTable | None
+    plan: QueryPlan | None
+
+
+_Entries = OrderedDict[tuple[TenantId, str], _Entry]
+
+
+class PlanCache:
+    """Least-recently-used plans. Safe to use from several threads: each step on the map is one
+    atomic operation, and a plan that is made twice is only wasted work."""
+
+    def __init__(self, capacity: int = 1000) -> None:
+        self._capacity = capacity
+        self._small: _Entries = OrderedDict()
+        self._large: _Entries = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._small) + len(self._large)
+
+    def plan(self, sql: str, context: PlanContext) -> QueryPlan:
+        """As `plan_query`."""
+        key = (context.tenant, sql)
+        entry = self._entries(sql).get(key)
+        if entry is None:
+            entry = _Entry(parse(QueryDraft(sql=sql), context), None, None)
+            self._keep(key, entry)
+        plan = entry.plan
+        if plan is None or not _still_holds(plan, entry.routing, context):
+            plan = plan_parsed(entry.draft, context)
+        self._keep(key, _Entry(entry.draft, context.routing, plan))
+        return plan
+
+    def check(self, sql: str, context: PlanContext) -> None:
+        """The gate, and whether all tables are known and served; nothing about executors.
+
+        Raises:
+            QueryError, NotResident: as `plan_query`.
+        """
+        key = (context.tenant, sql)
+        entry = self._entries(sql).get(key)
+        if entry is None:
+            entry = _Entry(parse(QueryDraft(sql=sql), context), None, None)
+            self._keep(key, entry)
+        elif entry.plan is not None and _still_holds(entry.plan, entry.routing, context):
+            return
+        resolve(entry.draft, context)
+
+    def _entries(self, sql: str) -> _Entries:
+        return self._small if len(sql) <= _LARGE_TEXT else self._large
+
+    def _keep(self, key: tuple[TenantId, str], entry: _Entry) -> None:
+        entries = self._entries(key[1])
+        capacity = self._capacity if entries is self._small else _MAX_LARGE
+        entries[key] = entry
+        try:
+            entries.move_to_end(key)
+            while len(entries) > capacity:
+                entries.popitem(last=False)
+        except KeyError:  # another thread evicted it meanwhile
+            return
+
+
+def _still_holds(plan: QueryPlan, routing: RoutingTable | None, context: PlanContext) -> bool:
+    if routing is context.routing:
+        return True
+    if not plan.routes:
+        return False
+    if context.quota.deadline_ms != plan.limits.deadline_ms:
+        return False
+    if context.quota.max_result_rows != plan.limits.max_result_rows:
+        return False
+    return all(
+        _same(route, context.routing.datasets.get(route.dataset_id)) for route in plan.routes
+    )
+
+
+def _same(used: DatasetRoute, now: DatasetRoute | None) -> bool:
+    return used is now or (
+        now is not None
+        and used.epoch == now.epoch
+        and used.executors == now.executors
+        and used.shards == now.shards
+        and used.columns == now.columns
+    )

@@ -1,0 +1,97 @@
+"""SQL to plan: the passes, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from accel_dask.model.cluster import ClusterView
+from accel_dask.model.ids import DatasetId, TenantId
+from accel_dask.model.routing import build_routing
+from accel_dask.query_planner.bound import bound
+from accel_dask.query_planner.parse import parse
+from accel_dask.query_planner.plan import (
+    PlanContext,
+    QueryDraft,
+    QueryPlan,
+    Scan,
+    UsedDataset,
+)
+from accel_dask.query_planner.prune import prune
+from accel_dask.query_planner.resolve import resolve
+from accel_dask.query_planner.route import route
+from accel_dask.query_planner.split import split
+
+Pass = Callable[[QueryDraft, PlanContext], QueryDraft]
+
+PASSES: Final[tuple[Pass, ...]] = (parse, resolve, prune, bound, route, split)
+
+
+def plan_query(sql: str, context: PlanContext) -> QueryPlan:
+    """The plan for `sql`.
+
+    Raises:
+        QueryError: the gate refuses it, or it names an unknown table.
+        NotResident: nothing can run it now.
+    """
+    return plan_parsed(parse(QueryDraft(sql=sql), context), context)
+
+
+def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
+    """As `plan_query`, for a statement that has passed the gate already."""
+    if not context.seed:
+        context = replace(context, seed=draft.sql)
+    for step in PASSES[1:]:
+        draft = step(draft, context)
+    assert draft.parsed is not None
+    assert draft.limits is not None
+    return QueryPlan(
+        tenant=context.tenant,
+        sql=draft.sql,
+        datasets=_used(draft.scans),
+        fragments=draft.fragments,
+        limits=draft.limits,
+        parameters=len(draft.parsed.parameter_columns),
+        parameter_columns=draft.parsed.parameter_columns,
+        reasons=draft.reasons,
+        routes=tuple({scan.route.dataset_id: scan.route for scan in draft.scans}.values()),
+    )
+
+
+def warm_up() -> None:
+    """Parse one statement: the first costs a hundred times the second."""
+    context = PlanContext(tenant=TenantId("warm_up"), routing=build_routing(ClusterView(0, {})))
+    parse(QueryDraft(sql="WITH a AS (SELECT x FROM t) SELECT count(*) FROM a GROUP BY x"), context)
+
+
+def explain(plan: QueryPlan) -> str:
+    """The plan for people."""
+    lines = [f"tenant {plan.tenant}", *plan.reasons]
+    lines += [
+        f"reads {used.dataset_id}@{used.epoch} (snapshot {used.snapshot_id}): "
+        f"{used.shards} of {used.total_shards} shards"
+        for used in plan.datasets
+    ]
+    lines.append(f"limits: {plan.limits.deadline_ms} ms, {plan.limits.max_result_rows:,} rows")
+    for number, fragment in enumerate(plan.fragments, 1):
+        where = ", ".join(f"{c.worker}/{c.generation}" for c in fragment.candidates)
+        lines += [f"fragment {number} ({fragment.kind}) on {where}:", f"  {fragment.sql}"]
+    return "\n".join(lines)
+
+
+def _used(scans: tuple[Scan, ...]) -> tuple[UsedDataset, ...]:
+    read: dict[DatasetId, set[int]] = {}
+    for scan in scans:
+        read.setdefault(scan.route.dataset_id, set()).update(scan.shards)
+    routes = {scan.route.dataset_id: scan.route for scan in scans}
+    return tuple(
+        UsedDataset(
+            dataset_id=dataset,
+            epoch=routes[dataset].epoch,
+            snapshot_id=routes[dataset].snapshot_id,
+            shards=len(read[dataset]),
+            total_shards=len(routes[dataset].shards),
+        )
+        for dataset in sorted(read)
+    )

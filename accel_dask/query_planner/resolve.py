@@ -1,0 +1,68 @@
+"""Pass 2: table names to datasets of the tenant, each at one epoch."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import replace
+
+from accel_dask.errors import NotResident, UnknownTable
+from accel_dask.model.routing import DatasetRoute
+from accel_dask.query_planner.plan import (
+    CATALOG,
+    PlanContext,
+    QueryDraft,
+    Scan,
+    TableReference,
+)
+
+
+def resolve(draft: QueryDraft, context: PlanContext) -> QueryDraft:
+    """Find each table's dataset.
+
+    Raises:
+        UnknownTable: the tenant has no such dataset. Whether another has, is not told.
+        NotResident: the tenant has it, but no epoch of it is READY yet.
+    """
+    assert draft.parsed is not None
+    own = {
+        route.dataset_id.name.lower(): route
+        for route in context.routing.datasets_of(context.tenant)
+    }
+    scans = tuple(
+        Scan(reference=reference, route=_route_of(reference, own, context), shards=())
+        for reference in draft.parsed.tables
+    )
+    return replace(draft, scans=scans)
+
+
+def _route_of(
+    reference: TableReference, own: dict[str, DatasetRoute], context: PlanContext
+) -> DatasetRoute:
+    qualifiers = [part.lower() for part in reference.parts[:-1]]
+    tenant = context.tenant.lower()
+    is_own = qualifiers in ([], [tenant], [CATALOG, tenant])
+    route = own.get(reference.table.lower()) if is_own else None
+    if route is not None:
+        return route
+    declared = {
+        dataset.name.lower()
+        for dataset in context.routing.declared
+        if dataset.tenant == context.tenant
+    }
+    if is_own and reference.table.lower() in declared:
+        raise NotResident(
+            f"dataset {context.tenant}.{reference.table.lower()} has no READY epoch yet; it is "
+            "answered as soon as its first publish has been loaded"
+        )
+    raise UnknownTable(_unknown(reference, own, context))
+
+
+def _unknown(reference: TableReference, own: dict[str, DatasetRoute], context: PlanContext) -> str:
+    known = sorted(own)
+    similar = difflib.get_close_matches(reference.table.lower()[:64], known, n=1)
+    hint = f"; did you mean {similar[0]}?" if similar else ""
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return (
+        f"tenant {context.tenant} has no table {'.'.join(reference.parts)[:200]!r}{hint} "
+        f"(tables: {listed or 'none'})"
+    )

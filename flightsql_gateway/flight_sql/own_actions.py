@@ -1,0 +1,36 @@
+"""Our own actions: receipts and plans, JSON in and out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from accel_dask.codec import encode
+from accel_dask.errors import InvalidQuery
+from flightsql_gateway.flight_sql.request import Request
+
+
+def receipts(body: bytes, request: Request) -> bytes:
+    """The newest receipts of the caller's tenant: `{"last": 10}`."""
+    last = _read(body).get("last", 10)
+    if not isinstance(last, int):
+        raise InvalidQuery("'last' must be a number")
+    return encode(request.receipts.last(request.identity.tenant, last))
+
+
+def explain(body: bytes, request: Request) -> bytes:
+    """The plan of `{"sql": "..."}` as text."""
+    sql = _read(body).get("sql")
+    if not isinstance(sql, str):
+        raise InvalidQuery("'sql' must be a text")
+    return json.dumps(request.service.explain(sql, request.identity)).encode()
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    try:
+        read = json.loads(body or b"{}")
+    except ValueError as error:
+        raise InvalidQuery("the action's body is not JSON") from error
+    if not isinstance(read, dict):
+        raise InvalidQuery("the action's body is not a JSON object")
+    return read

@@ -1,0 +1,27 @@
+"""What every command is given: who asks, and the parts of the gateway that answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from accel_dask.model.routing import RoutingTable
+from flightsql_gateway.auth import Identity
+from flightsql_gateway.query_service import QueryService
+from flightsql_gateway.receipts import Receipts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One authenticated call."""
+
+    identity: Identity
+    table: RoutingTable
+    """The routing table of the moment, for metadata."""
+    service: QueryService
+    receipts: Receipts
+    handle_key: bytes
+    """Signs tickets and prepared-statement handles."""
+    is_cancelled: Callable[[], bool]
+    timeout_ms: int = 0
+    """The client's own limit; 0: none given."""

@@ -1,0 +1,332 @@
+"""The Flight server: dispatches calls to the command files, and nothing else.
+
+Whatever a handler raises leaves as a typed Flight error with nothing of the inside in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+
+import pyarrow as pa
+from pyarrow import flight
+
+from accel_dask.codec import encode
+from accel_dask.errors import AccelError, InvalidQuery, UnsupportedQuery
+from accel_dask.flight_errors import to_flight
+from flightsql_gateway.answer import Answer
+from flightsql_gateway.auth import Authenticator, purpose_key
+from flightsql_gateway.flight_sql import (
+    get_catalogs,
+    get_db_schemas,
+    get_keys,
+    get_sql_info,
+    get_table_types,
+    get_tables,
+    get_xdbc_type_info,
+    handshake,
+    messages,
+    own_actions,
+    prepared_statement,
+    session_actions,
+    statement_query,
+    updates,
+)
+from flightsql_gateway.flight_sql.handles import redeem
+from flightsql_gateway.flight_sql.request import Request
+from flightsql_gateway.query_service import QueryService
+from flightsql_gateway.receipts import Receipts
+from flightsql_gateway.routing_cache import RoutingCache
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_METADATA: Final[dict[str, ModuleType]] = {
+    "CommandGetCatalogs": get_catalogs,
+    "CommandGetDbSchemas": get_db_schemas,
+    "CommandGetTables": get_tables,
+    "CommandGetTableTypes": get_table_types,
+    "CommandGetSqlInfo": get_sql_info,
+    "CommandGetXdbcTypeInfo": get_xdbc_type_info,
+    "CommandGetPrimaryKeys": get_keys,
+    "CommandGetExportedKeys": get_keys,
+    "CommandGetImportedKeys": get_keys,
+    "CommandGetCrossReference": get_keys,
+}
+_QUERIES: Final[dict[str, ModuleType]] = {
+    "CommandStatementQuery": statement_query,
+    "CommandPreparedStatementQuery": prepared_statement,
+}
+
+
+class _Action(NamedTuple):
+    description: str
+    run: Callable[[bytes, Request], bytes | None]
+
+
+_ACTIONS: Final[dict[str, _Action]] = {
+    "CreatePreparedStatement": _Action("prepare a statement", prepared_statement.create),
+    "ClosePreparedStatement": _Action("always succeeds: nothing is held", lambda *_: None),
+    "GetSessionOptions": _Action("catalog and schema", session_actions.get_options),
+    "SetSessionOptions": _Action("agrees to what is so already", session_actions.set_options),
+    "CloseSession": _Action("always succeeds: nothing is held", session_actions.close),
+    "CancelFlightInfo": _Action("end the query's stream instead", session_actions.cancel),
+    "accel.receipts": _Action('the last queries: {"last": 10}', own_actions.receipts),
+    "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
+}
+_RECEIPT_TRAILER: Final = "x-accel-receipt"
+_CODE_TRAILER: Final = "x-accel-code"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerAddress:
+    """Where to listen, and with which certificate."""
+
+    host: str
+    port: int
+    certificate: bytes = b""
+    private_key: bytes = b""
+
+    @property
+    def location(self) -> str:
+        scheme = "grpc+tls" if self.certificate else "grpc"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}://{host}:{self.port}"
+
+
+class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
+    """Listens from its construction on."""
+
+    def __init__(
+        self,
+        address: ServerAddress,
+        service: QueryService,
+        routing: RoutingCache,
+        authenticator: Authenticator,
+        receipts: Receipts,
+    ) -> None:
+        # Before the base class: it takes calls as soon as it is constructed.
+        self._service = service
+        self._routing = routing
+        self._receipts = receipts
+        certificates = [(address.certificate, address.private_key)] if address.certificate else None
+        super().__init__(
+            address.location,
+            auth_handler=handshake.NoHandshake(),
+            tls_certificates=certificates,
+            middleware={handshake.MIDDLEWARE: handshake.SessionMiddlewareFactory(authenticator)},
+        )
+
+    # Flight's calls
+
+    def get_flight_info(
+        self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
+    ) -> flight.FlightInfo:
+        return self._guard(context, lambda request: self._flight_info(descriptor, request))
+
+    def get_schema(
+        self, context: flight.ServerCallContext, descriptor: flight.FlightDescriptor
+    ) -> flight.SchemaResult:
+        return self._guard(
+            context, lambda request: flight.SchemaResult(self._schema(descriptor, request))
+        )
+
+    def do_get(
+        self, context: flight.ServerCallContext, ticket: flight.Ticket
+    ) -> flight.FlightDataStream:
+        return self._guard(context, lambda request: self._get(context, ticket.ticket, request))
+
+    def do_put(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+    ) -> None:
+        self._guard(context, lambda request: self._put(descriptor, reader, writer, request))
+
+    def do_action(
+        self, context: flight.ServerCallContext, action: flight.Action
+    ) -> Iterator[flight.Result]:
+        results = self._guard(context, lambda request: self._act(action, request))
+        return iter([flight.Result(pa.py_buffer(result)) for result in results])
+
+    def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        return self._guard(
+            context, lambda _: [(name, action.description) for name, action in _ACTIONS.items()]
+        )
+
+    def list_flights(
+        self,
+        context: flight.ServerCallContext,
+        criteria: bytes,  # noqa: ARG002
+    ) -> Iterator[flight.FlightInfo]:
+        flights: list[flight.FlightInfo] = self._guard(context, lambda _: [])
+        return iter(flights)
+
+    def do_exchange(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,  # noqa: ARG002
+        reader: flight.MetadataRecordBatchReader,  # noqa: ARG002
+        writer: flight.MetadataRecordBatchWriter,  # noqa: ARG002
+    ) -> None:
+        self._guard(context, lambda _: _refuse("DoExchange is not served here"))
+
+    # What they do
+
+    def _flight_info(
+        self, descriptor: flight.FlightDescriptor, request: Request
+    ) -> flight.FlightInfo:
+        name, command = _command(descriptor)
+        if name in _METADATA:
+            return _info(descriptor, descriptor.command, _METADATA[name].schema(command))
+        if name in _QUERIES:
+            # Without a schema: it is the stream's, whichever epoch that will be read from.
+            return _info(descriptor, _QUERIES[name].ticket(command, request), None)
+        return _refuse(f"{name} has no result to fetch")
+
+    def _schema(self, descriptor: flight.FlightDescriptor, request: Request) -> pa.Schema:
+        name, command = _command(descriptor)
+        if name in _METADATA:
+            return _METADATA[name].schema(command)
+        if name in _QUERIES:
+            return _QUERIES[name].schema(command, request)
+        return _refuse(f"{name} has no result to describe")
+
+    def _get(
+        self, context: flight.ServerCallContext, ticket: bytes, request: Request
+    ) -> flight.FlightDataStream:
+        name, command = messages.unwrap(ticket)
+        if name in _METADATA:
+            return flight.RecordBatchStream(_METADATA[name].answer(command, request))
+        if name == "TicketStatementQuery":
+            answer = statement_query.run_ticket(command, request)
+        elif name == "CommandStatementQuery":
+            answer = statement_query.run(command, request)
+        else:
+            return _refuse(f"{name} is no ticket")
+        # Not when the generator is dropped: an exception's frames can keep it beyond the call.
+        context.get_middleware(handshake.MIDDLEWARE).on_end = answer.close
+        return flight.GeneratorStream(answer.schema, _Batches(answer, context))
+
+    def _put(
+        self,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+        request: Request,
+    ) -> None:
+        # Updates come without a schema: the reader must not be touched before this is decided.
+        name, command = _command(descriptor)
+        if name == "CommandPreparedStatementQuery":
+            writer.write(pa.py_buffer(prepared_statement.bind(command, request, reader)))
+            return
+        if name == "CommandStatementUpdate":
+            rows = updates.refuse_update(command.query)
+        elif name == "CommandPreparedStatementUpdate":
+            handle = redeem(
+                command.prepared_statement_handle, request.identity.tenant, request.handle_key
+            )
+            rows = updates.refuse_update(handle.sql)
+        elif name == "CommandStatementIngest":
+            updates.refuse_ingest()
+        else:
+            _refuse(f"{name} cannot be put")
+        result = messages.new("DoPutUpdateResult", record_count=rows)
+        writer.write(pa.py_buffer(result.SerializeToString()))
+
+    def _act(self, action: flight.Action, request: Request) -> list[bytes]:
+        handler = _ACTIONS.get(action.type)
+        if handler is None:
+            return _refuse(f"the action {action.type[:60]!r} is not served here")
+        result = handler.run(action.body.to_pybytes() if action.body else b"", request)
+        return [] if result is None else [result]
+
+    def _guard(self, context: flight.ServerCallContext, work: Callable[[Request], T]) -> T:
+        """`work`'s result for the caller of `context`; its errors made fit to send."""
+        try:
+            return work(self._request(context))
+        except AccelError as error:
+            log.info("%s: %s", error.code, error)
+            _add_trailer(context, _CODE_TRAILER, error.code)
+            raised = to_flight(error)
+        except Exception as error:  # a traceback must never reach a client
+            log.exception("a handler failed unexpectedly")
+            raised = to_flight(error)
+        raise raised
+
+    def _request(self, context: flight.ServerCallContext) -> Request:
+        session = context.get_middleware(handshake.MIDDLEWARE)
+        return Request(
+            identity=session.identity,
+            table=self._routing.current(),
+            service=self._service,
+            receipts=self._receipts,
+            handle_key=purpose_key(self._routing.ticket_key(), "handle"),
+            is_cancelled=context.is_cancelled,
+            timeout_ms=session.timeout_ms,
+        )
+
+
+class _Batches:
+    """A query's batches for Flight."""
+
+    def __init__(self, answer: Answer, context: flight.ServerCallContext) -> None:
+        self._answer = answer
+        self._context = context
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        try:
+            batch = self._answer.read()
+        except AccelError as error:
+            log.info("%s: %s", error.code, error)
+            _add_trailer(self._context, _CODE_TRAILER, error.code)
+            raised = to_flight(error)
+        except Exception as error:  # a traceback must never reach a client
+            log.exception("a stream failed unexpectedly")
+            raised = to_flight(error)
+        else:
+            if batch is not None:
+                return batch
+            self._send_receipt()
+            raise StopIteration
+        raise raised
+
+    def _send_receipt(self) -> None:
+        receipt = self._answer.receipt
+        if receipt is not None:
+            # Trailers must be small, and plain ASCII.
+            text = encode(replace(receipt, sql="", reason="")).decode()
+            text = text if text.isascii() else json.dumps(json.loads(text))
+            _add_trailer(self._context, _RECEIPT_TRAILER, text)
+
+
+def _add_trailer(context: flight.ServerCallContext, name: str, value: str) -> None:
+    context.add_trailer(name, value)
+
+
+def _command(descriptor: flight.FlightDescriptor) -> tuple[str, Any]:
+    if descriptor.descriptor_type != flight.DescriptorType.CMD or not descriptor.command:
+        raise InvalidQuery("the request has no command")
+    return messages.unwrap(descriptor.command)
+
+
+def _info(
+    descriptor: flight.FlightDescriptor, ticket: bytes, schema: pa.Schema | None
+) -> flight.FlightInfo:
+    # Without a location: the same connection redeems the ticket.
+    endpoint = flight.FlightEndpoint(flight.Ticket(ticket), [])
+    return flight.FlightInfo(schema, descriptor, [endpoint], -1, -1)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UnsupportedQuery(message)

@@ -1,0 +1,97 @@
+"""A query as it was asked, and what is noted of it on its way until it becomes a receipt."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from accel_dask.errors import AccelError
+from accel_dask.query_planner.plan import QueryPlan
+from flightsql_gateway.auth import Identity
+from flightsql_gateway.execute import Stream
+from flightsql_gateway.receipts import DatasetReceipt, Receipt, shortened
+
+Observer = Callable[[Identity, Receipt], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """What a client asks."""
+
+    sql: str
+    identity: Identity
+    parameters: bytes = b""
+    """Arrow IPC stream with one row; empty: none."""
+    parameter_count: int = 0
+    timeout_ms: int = 0
+    """The client's own limit; 0: the tenant's."""
+    describe_only: bool = False
+
+
+class QueryRecord:
+    """Collects what the receipt will say."""
+
+    def __init__(self, query: Query, observers: tuple[Observer, ...]) -> None:
+        self.query_id: Final = uuid.uuid4().hex
+        self.plan: QueryPlan | None = None
+        self.stream: Stream | None = None
+        self.plan_ms = self.queue_ms = self.run_ms = 0.0
+        self.rows = self.bytes = 0
+        self.receipt: Receipt | None = None
+        self.error: AccelError | None = None
+        self._query = query
+        self._observers = observers
+        self._started = time.monotonic()
+        self._started_at_ms = int(time.time() * 1000)
+
+    def finish(self, error: BaseException | None) -> None:
+        """Make the receipt and tell the observers, once."""
+        if self.receipt is not None:
+            return
+        if isinstance(error, AccelError):
+            self.error = error
+        query = self._query
+        plan = self.stream.plan if self.stream else self.plan
+        executor = self.stream.executor if self.stream else None
+        reason = "; ".join(plan.reasons) if plan else ""
+        self.receipt = Receipt(
+            query_id=self.query_id,
+            tenant=query.identity.tenant,
+            user=query.identity.user,
+            sql=shortened(query.sql),
+            outcome="OK" if error is None else getattr(error, "code", "ACCEL_ERROR"),
+            reason=reason if error is None else _told(error),
+            route=plan.fragments[0].kind.value if plan and executor else "",
+            datasets=_datasets(plan),
+            executor=f"{executor.worker}/{executor.generation}" if executor else "",
+            started_at_ms=self._started_at_ms,
+            plan_ms=round(self.plan_ms, 3),
+            queue_ms=round(self.queue_ms, 3),
+            run_ms=round(self.run_ms, 3),
+            total_ms=round((time.monotonic() - self._started) * 1000, 3),
+            rows=self.rows,
+            bytes=self.bytes,
+            retries=self.stream.retries if self.stream else 0,
+        )
+        for observe in self._observers if not query.describe_only else ():
+            observe(query.identity, self.receipt)
+
+
+def _told(error: BaseException) -> str:
+    return str(error) if isinstance(error, AccelError) else "internal error"
+
+
+def _datasets(plan: QueryPlan | None) -> tuple[DatasetReceipt, ...]:
+    return tuple(
+        DatasetReceipt(
+            dataset=used.dataset_id.name,
+            epoch=used.epoch,
+            snapshot=used.snapshot_id.snapshot if used.snapshot_id else "",
+            shards=used.shards,
+            total_shards=used.total_shards,
+        )
+        for used in (plan.datasets if plan else ())
+    )

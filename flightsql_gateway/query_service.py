@@ -1,0 +1,189 @@
+"""A query's whole walk through the gateway: plan, admit, execute, stream, receipt.
+
+Front ends call `QueryService.run` and send on what it yields. They hold no logic of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+import pyarrow as pa
+
+from accel_dask.errors import AccelError, InvalidQuery
+from accel_dask.model.ids import TenantId
+from accel_dask.model.routing import RoutingTable
+from accel_dask.model.tenant import Quota
+from accel_dask.query_planner.cache import PlanCache
+from accel_dask.query_planner.pipeline import explain
+from accel_dask.query_planner.plan import PlanContext, QueryPlan
+from flightsql_gateway.admission import Admission, Slot
+from flightsql_gateway.answer import Answer
+from flightsql_gateway.auth import Identity
+from flightsql_gateway.calls import Call, CallWatch
+from flightsql_gateway.execute import Execution, Order
+from flightsql_gateway.query import Observer, Query, QueryRecord
+from flightsql_gateway.routing_cache import RoutingCache
+
+log = logging.getLogger(__name__)
+
+_MAX_SCHEMAS: Final = 1000
+_LARGE_TEXT: Final = 8 * 1024
+"""Characters of a statement whose parsing takes long enough to be felt by other queries."""
+
+
+class QueryService:
+    """Answers queries. Safe to use from several threads."""
+
+    def __init__(
+        self,
+        routing: RoutingCache,
+        execution: Execution,
+        watch: CallWatch,
+        observers: tuple[Observer, ...] = (),
+    ) -> None:
+        """Each of `observers` is told of every query that ended."""
+        self._routing = routing
+        self._execution = execution
+        self._watch = watch
+        self._observers = observers
+        self._plans = PlanCache()
+        self._admission = Admission()
+        self._parsing_large = threading.Lock()
+        self._schemas: OrderedDict[tuple[TenantId, str], pa.Schema] = OrderedDict()
+
+    def run(self, query: Query, is_cancelled: Callable[[], bool]) -> Answer:
+        """The answer to `query`, its first batch computed. Whoever calls closes it.
+
+        `is_cancelled` tells whether the client is gone; it is not called after the close.
+
+        Raises:
+            AccelError: it cannot be answered; the class says whether to try again.
+        """
+        record = QueryRecord(query, self._observers)
+        try:
+            quota = self._quota(self._routing.current(), query.identity)
+            call = self._open_call(query, quota, is_cancelled)
+        except AccelError as error:
+            record.finish(error)
+            raise
+        slot: Slot | None = None
+        try:
+            self._check(query, record)
+            slot = self._admission.admit(query.identity.tenant, quota, call)
+            record.queue_ms = slot.queue_ms
+            order = Order(
+                query_id=record.query_id,
+                parameters=query.parameters,
+                describe_only=query.describe_only,
+                replan=lambda table: self._plan(query, table, record),
+            )
+            started = time.monotonic()
+            stream = self._execution.start(order, call)
+            record.run_ms = (time.monotonic() - started) * 1000
+            record.stream = stream
+        except BaseException as error:
+            call.close()
+            if slot is not None:
+                slot.release()
+            record.finish(error)
+            raise
+        return Answer(stream, call, slot, record)
+
+    def describe(
+        self, sql: str, identity: Identity, is_cancelled: Callable[[], bool]
+    ) -> tuple[QueryPlan, pa.Schema]:
+        """The plan of `sql` and the schema of its answer, kept for as long as the plan holds.
+
+        Raises:
+            AccelError: as `run`.
+        """
+        query = Query(sql=sql, identity=identity, describe_only=True)
+        self.check(sql, identity)
+        try:
+            plan = self._plan(query, self._routing.current())
+            schema = self._schemas.get(_schema_key(plan))
+            if schema is not None:
+                return plan, schema
+        except AccelError as error:
+            log.debug("no plan to describe yet: %s", error)
+        with self.run(query, is_cancelled) as answer:
+            for _ in answer.batches():
+                pass
+        self._schemas[_schema_key(answer.plan)] = answer.schema
+        while len(self._schemas) > _MAX_SCHEMAS:
+            self._schemas.popitem(last=False)
+        return answer.plan, answer.schema
+
+    def check(self, sql: str, identity: Identity) -> None:
+        """Check what can be checked without running it.
+
+        Raises:
+            QueryError: the gate refuses it, or it names an unknown table.
+            NotResident: a dataset of it has never been loaded.
+        """
+        with self._turn_to_parse(sql):
+            self._plans.check(sql, self._context(self._routing.current(), identity))
+
+    def explain(self, sql: str, identity: Identity) -> str:
+        """How `sql` would be answered now, for people."""
+        query = Query(sql=sql, identity=identity)
+        return explain(self._plan(query, self._routing.current()))
+
+    def load(self, tenant: str) -> tuple[int, int]:
+        """Queries of `tenant` that run and that wait for a place."""
+        return self._admission.load(TenantId(tenant))
+
+    def _open_call(self, query: Query, quota: Quota, is_cancelled: Callable[[], bool]) -> Call:
+        limit_ms = quota.deadline_ms
+        whose = f"tenant {query.identity.tenant}'s limit"
+        if 0 < query.timeout_ms < limit_ms:
+            limit_ms, whose = query.timeout_ms, "the client's own limit"
+        return self._watch.open(
+            is_cancelled,
+            time.monotonic() + limit_ms / 1000,
+            f"the query took longer than {limit_ms} ms, {whose}",
+        )
+
+    def _check(self, query: Query, record: QueryRecord) -> None:
+        started = time.monotonic()
+        self.check(query.sql, query.identity)
+        record.plan_ms += (time.monotonic() - started) * 1000
+
+    def _plan(
+        self, query: Query, table: RoutingTable, record: QueryRecord | None = None
+    ) -> QueryPlan:
+        started = time.monotonic()
+        with self._turn_to_parse(query.sql):
+            plan = self._plans.plan(query.sql, self._context(table, query.identity))
+        if record is not None:
+            record.plan_ms += (time.monotonic() - started) * 1000
+            record.plan = plan
+        if not query.describe_only and record and plan.parameters != query.parameter_count:
+            raise InvalidQuery(
+                f"the query has {plan.parameters} parameters; {query.parameter_count} were given"
+            )
+        return plan
+
+    def _turn_to_parse(self, sql: str) -> AbstractContextManager[object]:
+        """Large statements are parsed one at a time: parsing holds the interpreter."""
+        return self._parsing_large if len(sql) > _LARGE_TEXT else nullcontext()
+
+    def _context(self, table: RoutingTable, identity: Identity) -> PlanContext:
+        return PlanContext(
+            tenant=identity.tenant, routing=table, quota=self._quota(table, identity)
+        )
+
+    @staticmethod
+    def _quota(table: RoutingTable, identity: Identity) -> Quota:
+        return table.quotas.get(identity.tenant, Quota())
+
+
+def _schema_key(plan: QueryPlan) -> tuple[TenantId, str]:
+    """The physical SQL names shards by their content, so it decides the schema."""
+    return plan.tenant, plan.fragments[0].sql
