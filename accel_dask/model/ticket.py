@@ -27,6 +27,35 @@ class EpochToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A peer executor, and the signed ticket of the part that it is asked for."""
+
+    address: str
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One peer's share of an input."""
+
+    alternatives: tuple[Source, ...]
+    """Executors that can give the same share; tried in order, until one gives its first batch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """A relation that a ticket's SQL names as `"<name>"`: the rows of its pieces, in their order.
+    All pieces have one schema."""
+
+    name: str
+    """As `input_0`."""
+    pieces: tuple[Piece, ...]
+    max_rows: int
+    max_bytes: int
+    """Of Arrow buffers, over all pieces."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
     """One fragment of a query for one executor."""
 
@@ -34,7 +63,7 @@ class Ticket:
     query_id: str
     tenant: TenantId
     sql: str
-    """Physical SQL: every table is an attached shard, named by `shard_relation`."""
+    """Physical SQL: every table is an attached shard, named by `shard_relation`, or an input."""
     parameters: bytes = b""
     """Arrow IPC stream with one row, a column per `?`; empty: none."""
     tokens: tuple[EpochToken, ...]
@@ -46,6 +75,10 @@ class Ticket:
     max_batch_bytes: int = 2 * 1024 * 1024
     describe_only: bool = False
     """Bind and return the schema with no rows."""
+    inputs: tuple[Input, ...] = ()
+    """What the executor fetches from its peers before it runs the SQL."""
+    is_part: bool = False
+    """For another executor's input: runs on slots of its own and has no inputs itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
