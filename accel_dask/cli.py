@@ -33,7 +33,7 @@ from accel_dask.current import (
 from accel_dask.errors import AccelError, ConfigError
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset, SourceSpec
+from accel_dask.model.dataset import Dataset, SourceSpec, Spread
 from accel_dask.model.epoch import Epoch
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.tenant import MIB, Quota
@@ -302,6 +302,9 @@ def dataset_create(
     row_filter: Annotated[str | None, typer.Option(help="SQL predicate on rows to hold.")] = None,
     sort_by: Annotated[str, typer.Option(help="Comma-separated; default: the source's.")] = "",
     replicas: Annotated[int, typer.Option(help="On how many hosts.")] = 1,
+    spread: Annotated[
+        Spread, typer.Option(help="Lay shards together, spread over hosts, or on every host.")
+    ] = Spread.TOGETHER,
     poll_seconds: Annotated[float, typer.Option(help="Look for new snapshots; 0: never.")] = 0.0,
     config: ConfigOption = None,
 ) -> None:
@@ -327,6 +330,7 @@ def dataset_create(
         row_filter=row_filter,
         sort_by=_names(sort_by),
         replicas=replicas,
+        spread=spread,
         poll_seconds=poll_seconds,
     )
     with _store(config) as store:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from accel_dask.model.ids import DatasetId, Path, TenantId
 
@@ -29,6 +29,12 @@ class Spread(StrEnum):
     """All shards on the same hosts as the tenant's other TOGETHER datasets."""
     SPREAD = "spread"
     """Each shard on its own hosts, balanced by bytes."""
+    EVERYWHERE = "everywhere"
+    """All shards on every host: for small dimensions that spread facts are joined with."""
+
+
+EVERY_HOST: Final = 1_000_000
+"""The number of replicas that means one on every host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +74,11 @@ class Dataset:
     @property
     def dataset_id(self) -> DatasetId:
         return DatasetId(self.tenant, self.name)
+
+    @property
+    def wanted_replicas(self) -> int:
+        """Of each shard; more than there are hosts means one on each."""
+        return EVERY_HOST if self.spread is Spread.EVERYWHERE else self.replicas
 
     @property
     def path(self) -> Path:

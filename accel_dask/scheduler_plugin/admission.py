@@ -37,7 +37,9 @@ def admit(view: ClusterView, dataset: Dataset, shards: Sequence[ShardSummary]) -
     else:
         anywhere = set().union(*ledger.of_tenant.values())
         held_bytes = sum(ledger.tenant_bytes(host) for host in ledger.hosts)
-        new_bytes = ledger.bytes_of(new - anywhere) * min(dataset.replicas, len(ledger.hosts))
+        new_bytes = ledger.bytes_of(new - anywhere) * min(
+            dataset.wanted_replicas, len(ledger.hosts)
+        )
         hosts = len(ledger.hosts)
         scope = f"on {hosts} host(s)"
     budget = tenant.quota.shard_bytes_per_host * hosts

@@ -136,7 +136,7 @@ def _spread(
 ) -> dict[ShardId, tuple[WorkerId, ...]]:
     """Each shard on its own hosts, largest first, each to the host with the fewest bytes of
     this epoch."""
-    wanted = min(dataset.replicas, len(ledger.hosts))
+    wanted = min(dataset.wanted_replicas, len(ledger.hosts))
     laid = dict.fromkeys(ledger.hosts, 0)
     order = sorted(shards, key=lambda s: (-ledger.sizes[s.shard_id], s.shard_id))
     chosen: dict[ShardId, list[WorkerId]] = {}
@@ -158,8 +158,11 @@ def _spread(
             ledger.add(worker, (shard.shard_id,))
             laid[worker] += ledger.sizes[shard.shard_id]
             kept.append(worker)
+    # A host that is gone keeps its name in the placement, except where every host counts: then
+    # it is placed on again when it is back.
+    at_most = 0 if dataset.spread is Spread.EVERYWHERE else dataset.replicas
     return {
-        shard_id: _with_absent(kept, before.get(shard_id, ()), dataset.replicas)
+        shard_id: _with_absent(kept, before.get(shard_id, ()), at_most)
         for shard_id, kept in chosen.items()
     }
 
@@ -203,7 +206,13 @@ def _shortages(ledger: Ledger, shards: Iterable[ShardId], taken: Sequence[Worker
 
 def _no_room(dataset: Dataset, shortages: str) -> QuotaExceeded:
     return QuotaExceeded(
-        f"no room for {dataset.replicas} replica(s) of every shard of {dataset.dataset_id}: "
+        f"no room for {_count(dataset)} of every shard of {dataset.dataset_id}: "
         f"{shortages}. Raise the tenant's memory_bytes_per_host, add a host, or hold fewer "
         "columns or rows"
     )
+
+
+def _count(dataset: Dataset) -> str:
+    if dataset.spread is Spread.EVERYWHERE:
+        return "a replica on every host"
+    return f"{dataset.replicas} replica(s)"

@@ -199,7 +199,7 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
         snapshot_id=snapshot.snapshot_id,
         sequence=snapshot.sequence,
         state=EpochState.LOADING,
-        replicas=planned.dataset.replicas,
+        replicas=planned.dataset.wanted_replicas,
         columns=planned.plan.columns,
         shards=tuple(
             ShardSummary(

@@ -64,7 +64,7 @@ def _dataset(view: ClusterView, dataset: Dataset, now_ns: int) -> Row:
         "rows": sum(rows),
         "shards": len(shards),
         "shards_ready": sum(bool(view.ready_replicas(shard.shard_id)) for shard in shards),
-        "replicas": epoch.replicas if epoch else dataset.replicas,
+        "replicas": min(epoch.replicas if epoch else dataset.wanted_replicas, len(view.workers)),
         "bytes": sum(sizes),
     }
 

@@ -86,7 +86,7 @@ def hold(world: World, dataset: Dataset, sizes: dict[str, int], is_loaded: bool)
             snapshot_id=None,
             sequence=number,
             state=EpochState.READY,
-            replicas=dataset.replicas,
+            replicas=dataset.wanted_replicas,
             shards=summaries(sizes),
         ),
         Placement(tenant=dataset.tenant, dataset=dataset.name, epoch=number, hosts=hosts),
@@ -131,7 +131,7 @@ def test_a_placement_never_breaks_a_budget_and_is_complete_or_refused(
         return
     assert hosts == place(world.view, dataset, shards), "not deterministic"
     assert [shard_id for shard_id, _ in hosts] == [s.shard_id for s in shards]
-    wanted = min(replicas, len(world.view.workers))
+    wanted = min(dataset.wanted_replicas, len(world.view.workers))
     for _, workers in hosts:
         assert len(workers) == len(set(workers)) == wanted
         assert set(workers) <= set(world.view.workers)
@@ -149,7 +149,7 @@ def test_a_spread_shard_that_is_held_already_is_not_moved(
     if not hold(world, dataset, sizes, is_loaded=True):
         return
     held = {ShardId(s): {r.worker for r in world.view.ready_replicas(ShardId(s))} for s in sizes}
-    wanted = min(replicas, len(world.view.workers))
+    wanted = min(dataset.wanted_replicas, len(world.view.workers))
     for shard_id, workers in place(world.view, dataset, summaries(sizes)):
         assert len(set(workers) - held[shard_id]) == max(0, wanted - len(held[shard_id]))
 
@@ -186,13 +186,13 @@ def test_when_a_host_is_lost_only_its_shards_move_and_its_return_moves_nothing(
         assert old & live <= set(workers), "a replica on a live host was moved"
         if lost not in old:
             assert set(workers) == old
-        assert len(set(workers) & live) >= min(replicas, len(live))
+        assert len(set(workers) & live) >= min(dataset.wanted_replicas, len(live))
     budgets_hold(world.view, dataset, shards, hosts)
     moved = replace(before, hosts=hosts)
     world.write(moved)
     world.host_up(lost, memory)
     again = place(world.view, dataset, shards, moved)
-    wanted = min(replicas, len(world.view.workers))
+    wanted = min(dataset.wanted_replicas, len(world.view.workers))
     for shard_id, workers in again:
         kept = set(moved.workers_of(shard_id))
         assert kept <= set(workers)
