@@ -24,8 +24,16 @@ import pyarrow as pa
 from pyarrow import flight
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
-from executor_builders import make_shard, make_spec, make_ticket, signed
+from executor_builders import (
+    make_input,
+    make_shard,
+    make_source,
+    make_spec,
+    make_ticket,
+    signed,
+)
 
+from accel_dask.model.ids import ShardId
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.model.ticket import shard_relation
 from accel_dask.worker_plugin.executors import ExecutorHost
@@ -74,6 +82,12 @@ class Report:
         )
 
 
+def cpu_ms(pid: int) -> float:
+    """CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
+
+
 def timed(work: Callable[[], object], times: int) -> list[float]:
     """Milliseconds of each of `times` runs."""
     taken = []
@@ -100,6 +114,7 @@ class Bench:
             self.launches()
             executor = self.launch()
             self.queries(executor)
+            self.together()
             self.stops(executor)
             self.comebacks(executor)
         finally:
@@ -173,6 +188,47 @@ class Bench:
             thread.join()
         self.report.line("4 clients at once, 1 day by store", taken)
         print(f"{'':58} {len(taken) / (time.perf_counter() - started):.0f} queries/s")
+
+    def together(self) -> None:
+        """A one-row aggregate over four small shards, on one executor and on two and four."""
+        small = SALES.format(rows=100_000, per_day=274)
+        shards = [
+            make_shard(self.shard_dir, f"SELECT * FROM ({small}) WHERE id % 4 = {i}")
+            for i in range(4)
+        ]
+        for hosts in (1, 2, 4):
+            self.one_row_on(hosts, shards)
+
+    def one_row_on(self, hosts: int, shards: list[ShardId]) -> None:
+        mine = [shards[number::hosts] for number in range(hosts)]
+        executors = [
+            self.host.launch(make_spec(self.shard_dir, *ids, generation=number, quota=Quota()))
+            for number, ids in enumerate(mine)
+        ]
+        parts = [
+            " UNION ALL ".join(f"SELECT sum(amount) AS a FROM {shard_relation(i)}" for i in ids)
+            for ids in mine
+        ]
+        others = ' UNION ALL SELECT * FROM "input_0"' if hosts > 1 else ""
+        sql = f"SELECT sum(a) FROM ({parts[0]}{others})"
+
+        def ask() -> pa.Table:
+            pieces = [
+                make_source(executors[number].address, parts[number], *mine[number])
+                for number in range(1, hosts)
+            ]
+            inputs = (make_input(*pieces),) if pieces else ()
+            return client.do_get(signed(make_ticket(sql, *mine[0], inputs=inputs))).read_all()
+
+        with flight.connect(executors[0].address) as client:
+            timed(ask, 20)
+            cpu = -sum(cpu_ms(executor.pid) for executor in executors)
+            taken = timed(ask, self.repeat * 20)
+            cpu += sum(cpu_ms(executor.pid) for executor in executors)
+        self.report.line(f"one row of 4 shards on {hosts} executor(s)", taken)
+        print(f"{'':58} {cpu / len(taken):.1f} ms of CPU a query, of all executors together")
+        for executor in executors:
+            executor.kill()
 
     def stops(self, executor: RunningExecutor) -> None:
         client = flight.connect(executor.address)

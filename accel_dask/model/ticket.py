@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from accel_dask.errors import StaleEpoch, Unauthenticated
+from accel_dask.errors import InvariantViolated, StaleEpoch, Unauthenticated
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import EpochNumber, ShardId, TenantId
 
 _SIGNATURE_BYTES = 32
+_INPUT_NAME = re.compile(r"input_[0-9]{1,6}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +90,8 @@ class Cancellation:
 
     tenant: TenantId
     query_id: str
+    signature: str = ""
+    """Of the only ticket meant; empty: every ticket of the query. See `signature_of`."""
 
 
 def shard_database(shard_id: ShardId) -> str:
@@ -103,6 +107,11 @@ def shard_relation(shard_id: ShardId, table: str = "data") -> str:
 def sign(payload: bytes, key: bytes) -> bytes:
     """`payload` behind its signature."""
     return hmac.digest(key, payload, hashlib.sha256) + payload
+
+
+def signature_of(signed: bytes) -> str:
+    """The signature of a signed ticket, in hex: its name among all tickets."""
+    return signed[:_SIGNATURE_BYTES].hex()
 
 
 def verify(signed: bytes, key: bytes) -> bytes:
@@ -132,3 +141,19 @@ def fence(ticket: Ticket, tenant: TenantId, attached: AbstractSet[Attachment]) -
                     f"epoch {token.epoch} of {ticket.tenant}.{token.dataset} is not served "
                     "here (any more); plan the query again"
                 )
+
+
+def check_inputs(ticket: Ticket) -> None:
+    """Check the form of what `ticket` asks of other executors.
+
+    Raises:
+        InvariantViolated: whoever wrote the ticket made a mistake.
+    """
+    if ticket.is_part and ticket.inputs:
+        raise InvariantViolated(f"the part {ticket.query_id} has inputs; a part asks nobody else")
+    names = [one.name for one in ticket.inputs]
+    if len(set(names)) != len(names) or not all(map(_INPUT_NAME.fullmatch, names)):
+        raise InvariantViolated(f"the inputs of {ticket.query_id} are badly named: {names}")
+    for one in ticket.inputs:
+        if not one.pieces or not all(piece.alternatives for piece in one.pieces):
+            raise InvariantViolated(f"{one.name} of {ticket.query_id} has nobody to ask")

@@ -15,7 +15,7 @@ from accel_dask.codec import encode
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import EpochNumber, ShardId, TenantId, WorkerId
 from accel_dask.model.tenant import MIB, Quota
-from accel_dask.model.ticket import EpochToken, Ticket, sign
+from accel_dask.model.ticket import EpochToken, Input, Piece, Source, Ticket, sign
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
 from accel_dask.worker_plugin.executors import new_incarnation
 
@@ -73,6 +73,24 @@ def make_ticket(sql: str, *shards: ShardId, **overrides: Any) -> Ticket:
 
 def signed(ticket: Ticket, key: bytes = KEY) -> flight.Ticket:
     return flight.Ticket(sign(encode(ticket), key))
+
+
+def make_source(address: str, sql: str, *shards: ShardId, **overrides: Any) -> Source:
+    """A part that the executor at `address` is asked for."""
+    part = make_ticket(sql, *shards, **({"is_part": True} | overrides))
+    return Source(address=address, ticket=sign(encode(part), KEY))
+
+
+def make_input(*pieces: Source | tuple[Source, ...], **overrides: Any) -> Input:
+    """`input_0`, of one piece per argument, each with its alternatives."""
+    alternatives = [(one,) if isinstance(one, Source) else one for one in pieces]
+    fields: dict[str, Any] = {
+        "name": "input_0",
+        "pieces": tuple(Piece(alternatives=each) for each in alternatives),
+        "max_rows": 1_000_000,
+        "max_bytes": 64 * MIB,
+    }
+    return Input(**(fields | overrides))
 
 
 def parameters(**columns: pa.Array) -> bytes:

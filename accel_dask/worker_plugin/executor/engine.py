@@ -22,6 +22,7 @@ from accel_dask.worker_plugin.executor.engine_errors import (
     translate,
 )
 from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
+from accel_dask.worker_plugin.executor.inputs import Peers
 from accel_dask.worker_plugin.executor.running import RunningQuery
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
 from accel_dask.worker_plugin.executor.watchdog import Watchdog
@@ -75,7 +76,16 @@ class Engine:
         for setting in _LOCK:
             self._database.execute(f"SET GLOBAL {setting}")
         self._cursor_lock = threading.Lock()
-        self.threads: Final = EngineThreads(spec.tenant, spec.quota)
+        quota = spec.quota
+        self.threads: Final = EngineThreads(
+            spec.tenant, "queries", quota.concurrency, quota.queue_length
+        )
+        # Parts have their own: a query that waits for a peer's part never stands in the way of
+        # a part that the peer waits for.
+        self.part_threads: Final = EngineThreads(
+            spec.tenant, "parts of queries", quota.concurrency, None
+        )
+        self.peers: Final = Peers(spec.tenant, quota, bytes.fromhex(spec.ticket_key))
         self.watchdog: Final = Watchdog(spec.stuck_seconds, on_stuck, die_frozen=die_frozen)
         self._on_stuck = on_stuck
 
@@ -138,7 +148,8 @@ class Engine:
         thread until then.
 
         Raises:
-            AccelError: of the QueryError family, `TooManyQueries`, `QueryCancelled`.
+            AccelError: of the QueryError family, `TooManyQueries`, `QueryCancelled`; of a query
+                with inputs also `ExecutorUnavailable` and `StaleEpoch` of its peers.
         """
         started_at = time.monotonic() if started_at is None else started_at
         query = RunningQuery(self, ticket, started_at, is_cancelled)
@@ -166,4 +177,6 @@ class Engine:
     def close(self) -> None:
         self.watchdog.close()
         self.threads.close()
+        self.part_threads.close()
+        self.peers.close()
         self._database.close()

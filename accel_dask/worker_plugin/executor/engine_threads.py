@@ -1,4 +1,5 @@
-"""The threads that the engine's work runs on: as many as a tenant may have queries at once.
+"""The threads that the engine's work runs on: as many as a tenant may have queries at once, and
+as many again for parts of queries that its other executors answer.
 
 They are few and have large stacks, for deep plans. Flight's own threads are many, come and go,
 and must be small: address space is bounded.
@@ -9,12 +10,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
 from accel_dask.errors import AccelError, TooManyQueries
-from accel_dask.model.tenant import Quota
 
 log = logging.getLogger(__name__)
 
@@ -62,33 +63,52 @@ class EngineThread:
             del failure
 
 
-class EngineThreads:
-    """Hands out threads. Queries beyond their number wait, until their time is over."""
+class _Place:
+    """One query's place in the line."""
 
-    def __init__(self, tenant: str, quota: Quota) -> None:
+    def __init__(self) -> None:
+        self.thread: EngineThread | None = None
+        self.is_called = threading.Event()
+
+
+class EngineThreads:
+    """Hands out threads. Queries beyond their number wait in line, until their time is over."""
+
+    def __init__(self, tenant: str, what: str, count: int, queue_length: int | None) -> None:
+        """`what`: the plural of what runs on them, for people. `queue_length`: None: no limit but
+        the deadlines of those that wait."""
         self._tenant = tenant
-        self._queue_length = quota.queue_length
-        self._all = tuple(EngineThread(f"engine-{i}") for i in range(quota.concurrency))
+        self._what = what
+        self._queue_length = queue_length
+        self._all = tuple(EngineThread(f"{what}-{i}") for i in range(count))
+        self._lock = threading.Lock()
         self._free = list(self._all)
-        self._changed = threading.Condition()
-        self._waiting = 0
+        self._line: deque[_Place] = deque()
 
     def acquire(self, query: Waiting) -> EngineThread:
-        """A thread for `query` alone.
+        """A thread for `query` alone; whoever came first gets one first.
 
         Raises:
             TooManyQueries: none became free in the query's time, or too many wait.
             AccelError: the query was stopped meanwhile.
         """
-        with self._changed:
-            if not self._free:
-                self._wait(query)
-            return self._free.pop()
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            if self._queue_length is not None and len(self._line) >= self._queue_length:
+                raise self._too_many(f"and {len(self._line)} wait")
+            place = _Place()
+            self._line.append(place)
+        return self._wait(query, place)
 
     def release(self, thread: EngineThread) -> None:
-        with self._changed:
-            self._free.append(thread)
-            self._changed.notify()
+        with self._lock:
+            if self._line:
+                place = self._line.popleft()
+                place.thread = thread
+                place.is_called.set()
+            else:
+                self._free.append(thread)
 
     @property
     def free_count(self) -> int:
@@ -98,23 +118,29 @@ class EngineThreads:
         for thread in self._all:
             thread.end()
 
-    def _wait(self, query: Waiting) -> None:
-        if self._waiting >= self._queue_length:
-            raise self._too_many(f"and {self._waiting} wait")
-        self._waiting += 1
+    def _wait(self, query: Waiting, place: _Place) -> EngineThread:
         try:
-            while not self._free:
+            while not place.is_called.wait(_CLIENT_POLL_SECONDS):
                 if time.monotonic() >= query.deadline:
                     raise self._too_many("and none ended in this query's time")
                 query.check_stopped()
-                self._changed.wait(_CLIENT_POLL_SECONDS)
-        finally:
-            self._waiting -= 1
+        except BaseException:
+            self._leave(place)
+            raise
+        assert place.thread is not None
+        return place.thread
+
+    def _leave(self, place: _Place) -> None:
+        with self._lock:
+            if place.thread is None:
+                self._line.remove(place)
+                return
+        self.release(place.thread)  # it was called in the very moment
 
     def _too_many(self, because: str) -> TooManyQueries:
         return TooManyQueries(
-            f"{len(self._all)} queries of tenant {self._tenant} run here, its limit, {because}; "
-            "try again"
+            f"{len(self._all)} {self._what} of tenant {self._tenant} run here, its limit, "
+            f"{because}; try again"
         )
 
 

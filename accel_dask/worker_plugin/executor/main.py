@@ -16,6 +16,7 @@ from accel_dask.errors import AccelError, ExecutorUnavailable, InvariantViolated
 from accel_dask.model.tenant import MIB
 from accel_dask.worker_plugin.executor.control import LineBuffer, Message, to_line
 from accel_dask.worker_plugin.executor.engine import Engine
+from accel_dask.worker_plugin.executor.inputs import input_memory_bytes
 from accel_dask.worker_plugin.executor.limits import (
     ENGINE_STACK_BYTES,
     FLIGHT_STACK_BYTES,
@@ -80,7 +81,10 @@ class ExecutorProcess:
         rows = self._engine.rehearse()
         set_stack_size(FLIGHT_STACK_BYTES)
         self._service = ExecutorService(self._engine, self._standing)
-        limits = apply_limits(spec.quota.executor_memory_bytes, spec.address_space_slack_bytes)
+        limits = apply_limits(
+            spec.quota.executor_memory_bytes + input_memory_bytes(spec.quota),
+            spec.address_space_slack_bytes,
+        )
         self._address_space_bytes = limits.address_space_bytes
         start_ms = (time.monotonic() - self._forked_at) * 1000
         self._say(

@@ -17,7 +17,9 @@ from accel_dask.model.ticket import Ticket
 from accel_dask.worker_plugin.executor.batches import batch_rows, plain_batch, plain_schema, slices
 from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
 from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads
+from accel_dask.worker_plugin.executor.inputs import Fetch, Inputs, InputStats, Peers
 from accel_dask.worker_plugin.executor.parameters import bind_values
+from accel_dask.worker_plugin.executor.part_types import typed_columns, types_to_cast, with_types
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
 from accel_dask.worker_plugin.executor.statement import parse_select
 from accel_dask.worker_plugin.executor.watchdog import StopReason, Watchdog
@@ -31,6 +33,12 @@ class QueryEngine(Protocol):
 
     @property
     def threads(self) -> EngineThreads: ...
+
+    @property
+    def part_threads(self) -> EngineThreads: ...
+
+    @property
+    def peers(self) -> Peers: ...
 
     @property
     def watchdog(self) -> Watchdog: ...
@@ -59,12 +67,16 @@ class RunningQuery:
         self._stop_reason: StopReason | None = None
         self._lock = threading.Lock()
         """Held while the engine works for this query."""
+        self._threads: Final = engine.part_threads if ticket.is_part else engine.threads
         self._thread: EngineThread | None = None
+        self._fetch: Fetch | None = None
+        self._inputs: Inputs | None = None
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._reader: pa.RecordBatchReader | None = None
         self._pending: deque[pa.RecordBatch] = deque()
         self._rows = 0
-        self._max_rows = min(ticket.max_result_rows, engine.spec.quota.max_result_rows)
+        self._max_rows = _max_rows(ticket, engine.spec)
+        self._input_stats: InputStats | None = None
         self.schema: pa.Schema = pa.schema([])
         self.is_complete = False
         """All batches are here; the engine works on it no more."""
@@ -86,6 +98,8 @@ class RunningQuery:
         if self._stop_reason is None:
             self._stop_reason = reason
             self.stopped_at = time.monotonic()
+        if (fetch := self._fetch) is not None:
+            fetch.stop()
         if self._lock.acquire(blocking=False):
             try:
                 self._drop()
@@ -105,14 +119,42 @@ class RunningQuery:
     # The reader's side.
 
     def start(self) -> None:
-        """Wait for a thread of the engine, bind, run, and compute the first batch.
+        """Wait for a thread of the engine, fetch the inputs, bind, run, and compute the first
+        batch.
 
         Raises:
-            AccelError: of the QueryError family, `TooManyQueries` or `QueryCancelled`.
+            AccelError: as for `Engine.run`.
         """
         self._engine.watchdog.add(self)
-        self._thread = self._engine.threads.acquire(self)
+        self._thread = self._threads.acquire(self)
+        if self._ticket.inputs:
+            self._gather()
         self._work(self._begin)
+
+    @property
+    def input_stats(self) -> InputStats | None:
+        """What was fetched of other executors for it."""
+        return self._input_stats
+
+    def _gather(self) -> None:
+        """Fetch the inputs. The thread is taken before, so that there are never more inputs in
+        memory than queries may run."""
+        fetch = self._fetch = Fetch(self._engine.peers, self._ticket, self.deadline)
+        try:
+            self.check_stopped()  # before the watchdog could see `_fetch`
+            inputs = fetch.run()
+        except Exception as error:
+            self.check_stopped()
+            if is_of_engine(error):
+                raise self._engine.translate(error) from error
+            raise
+        finally:
+            self._fetch = None
+        self._input_stats = inputs.stats
+        with self._lock:
+            self._inputs = inputs
+            if self._thread is None:  # stopped in the very moment
+                self._drop()
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self
@@ -152,7 +194,7 @@ class RunningQuery:
     def _give_back(self) -> None:
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._engine.threads.release(thread)
+            self._threads.release(thread)
 
     def _stopped_error(self) -> AccelError:
         if self._stop_reason is StopReason.DEADLINE:
@@ -184,6 +226,8 @@ class RunningQuery:
         if values is None and self._ticket.describe_only and statement.named_parameters:
             values = [None] * len(statement.named_parameters)
         self._cursor = self._engine.cursor()
+        if self._inputs is not None:
+            _show(self._cursor, self._inputs.take())
         relation = self._cursor.sql(statement, params=values)
         if self._ticket.describe_only:
             self._describe(relation)
@@ -196,16 +240,20 @@ class RunningQuery:
         # A sub-select renames the second of two columns of one name; the query itself does not.
         names = relation.columns
         fields = [field.with_name(name) for field, name in zip(schema, names, strict=True)]
-        self.schema = plain_schema(pa.schema(fields))
+        self.schema = self._sent_schema(pa.schema(fields), relation)
         self.is_complete = True
 
     def _execute(self, relation: Any) -> None:
         rows = batch_rows(relation.types, self._ticket.max_batch_bytes)
         self._reader = relation.to_arrow_reader(rows)
-        self.schema = plain_schema(self._reader.schema)
+        self.schema = self._sent_schema(self._reader.schema, relation)
         self._compute()
         if not self.is_complete and self._rows < rows:
             self._compute()  # a batch that is not full is the last: let go of the engine now
+
+    def _sent_schema(self, schema: pa.Schema, relation: Any) -> pa.Schema:
+        plain = plain_schema(schema)
+        return with_types(plain, relation.types) if self._ticket.is_part else plain
 
     def _compute(self) -> None:
         """One more batch of the engine, in slices."""
@@ -236,3 +284,24 @@ class RunningQuery:
                 cursor.abort()
             with contextlib.suppress(duckdb.Error):
                 cursor.close()
+        if self._inputs is not None:
+            self._inputs.release()
+
+
+def _max_rows(ticket: Ticket, spec: ExecutorSpec) -> int:
+    """The quota is about answers; what may be gathered for one is in the ticket alone."""
+    if ticket.is_part:
+        return ticket.max_result_rows
+    return min(ticket.max_result_rows, spec.quota.max_result_rows)
+
+
+def _show(cursor: duckdb.DuckDBPyConnection, tables: dict[str, pa.Table]) -> None:
+    """Let the statements of `cursor`, and of no other connection, see `tables` by their names."""
+    for name, table in tables.items():
+        types = types_to_cast(table.schema)
+        if types is None:
+            cursor.register(name, table)
+            continue
+        cursor.register(f"{name}_raw", table)
+        columns = typed_columns(table.schema, types)
+        cursor.execute(f'CREATE TEMP VIEW "{name}" AS SELECT {columns} FROM "{name}_raw"')  # noqa: S608

@@ -14,17 +14,25 @@ from pyarrow import flight
 from accel_dask.codec import decode, encode
 from accel_dask.errors import AccelError, InvariantViolated, StaleEpoch, Unauthenticated
 from accel_dask.flight_errors import to_flight
-from accel_dask.model.ticket import Cancellation, Ticket, fence, verify
+from accel_dask.model.ticket import (
+    Cancellation,
+    Ticket,
+    check_inputs,
+    fence,
+    signature_of,
+    verify,
+)
 from accel_dask.worker_plugin.executor.engine import Engine
 from accel_dask.worker_plugin.executor.limits import resident_bytes
+from accel_dask.worker_plugin.executor.peers import CANCEL, PING
 from accel_dask.worker_plugin.executor.running import RunningQuery
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PING = "ping"
-CANCEL = "cancel"
+INPUTS_TRAILER = "accel-inputs"
+"""Trailing metadata of an answer that needed peers: `InputStats` as JSON."""
 _CALL = "call"
 
 
@@ -57,8 +65,8 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
         self._lock = threading.Lock()
         self._in_flight = 0
         self._queries = 0
-        self._cancelled: dict[str, threading.Event] = {}
-        """Of the queries under way, by their ids."""
+        self._cancelled: dict[str, list[tuple[str, threading.Event]]] = {}
+        """Of the queries under way, by their ids: the tickets' signatures, and what stops them."""
         host = f"[{engine.spec.host}]" if ":" in engine.spec.host else engine.spec.host
         super().__init__(f"grpc://{host}:0", middleware={_CALL: _Calls()})
 
@@ -96,10 +104,12 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
     def _cancel(self, signed: bytes) -> None:
         """The watchdog sees it at its next turn. Queries that have ended are no error."""
         order = decode(verify(signed, self._key), Cancellation)
+        if order.tenant != self._engine.spec.tenant:
+            return
         with self._lock:
-            cancelled = self._cancelled.get(order.query_id)
-        if cancelled is not None and order.tenant == self._engine.spec.tenant:
-            cancelled.set()
+            for signature, cancelled in self._cancelled.get(order.query_id, ()):
+                if order.signature in ("", signature):
+                    cancelled.set()
 
     def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:  # noqa: ARG002
         return [
@@ -113,16 +123,19 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
         order = self._checked(signed)
         call = context.get_middleware(_CALL)
         cancelled = threading.Event()
+        entry = (signature_of(signed), cancelled)
         with self._lock:
             self._in_flight += 1
             self._queries += 1
-            self._cancelled[order.query_id] = cancelled
-        call.on_end = lambda: self._ended(order.query_id, cancelled)
+            self._cancelled.setdefault(order.query_id, []).append(entry)
+        call.on_end = lambda: self._ended(order.query_id, entry)
 
         def is_cancelled() -> bool:
             return cancelled.is_set() or bool(context.is_cancelled())
 
         query = call.query = self._engine.run(order, is_cancelled, started_at)
+        if query.input_stats is not None:
+            context.add_trailer(INPUTS_TRAILER, encode(query.input_stats).decode())
         if query.is_complete:  # the engine is done with it: C++ can stream alone
             return flight.RecordBatchStream(pa.Table.from_batches(list(query), query.schema))
         return flight.GeneratorStream(query.schema, _Answer(query))
@@ -131,6 +144,7 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
         self._standing.check()
         try:
             order = decode(verify(signed, self._key), Ticket)
+            check_inputs(order)
         except InvariantViolated as error:
             raise Unauthenticated("the ticket is not one that this executor reads") from error
         if order.expires_at_ms < time.time() * 1000:
@@ -138,10 +152,12 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
         fence(order, self._engine.spec.tenant, self._attached)
         return order
 
-    def _ended(self, query_id: str, cancelled: threading.Event) -> None:
+    def _ended(self, query_id: str, entry: tuple[str, threading.Event]) -> None:
         with self._lock:
             self._in_flight -= 1
-            if self._cancelled.get(query_id) is cancelled:
+            entries = self._cancelled[query_id]
+            entries.remove(entry)
+            if not entries:
                 del self._cancelled[query_id]
 
 

@@ -1,0 +1,374 @@
+"""The inputs of a query: parts that the tenant's other executors answer, fetched all at once.
+
+All or nothing: an input is complete or the query fails. Nothing of a part whose stream broke is
+used; it is asked for again, of another executor that can give the same part, as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Final
+
+import pyarrow as pa
+
+from accel_dask.errors import (
+    AccelError,
+    ExecutorUnavailable,
+    InvariantViolated,
+    MemoryLimit,
+    NotResident,
+    QueryCancelled,
+    RowLimit,
+    StaleEpoch,
+    TooManyQueries,
+)
+from accel_dask.model.tenant import MIB, Quota
+from accel_dask.model.ticket import Input, Piece, Ticket
+from accel_dask.worker_plugin.executor.peers import PeerCall, PeerClients
+
+log = logging.getLogger(__name__)
+
+SILENT_SECONDS: Final = 1.0
+"""A peer that is not heard of for this long is asked whether it is there."""
+_TICK_SECONDS: Final = 0.25
+_THREADS_PER_QUERY: Final = 16
+_SPARE_THREADS: Final = 16
+
+_ELSEWHERE: Final = (ExecutorUnavailable, StaleEpoch, NotResident, TooManyQueries)
+"""What another executor with the same data may do better."""
+
+
+def input_memory_bytes(quota: Quota) -> int:
+    """Arrow bytes that the inputs of all queries of one executor may have at once. The engine's
+    own limit does not count them."""
+    return quota.executor_memory_bytes // 2
+
+
+class InputMemory:
+    """What the inputs of all queries of an executor share. Safe to use from several threads."""
+
+    def __init__(self, tenant: str, max_bytes: int) -> None:
+        self._tenant = tenant
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self.used_bytes = 0
+
+    def reserve(self, size: int) -> None:
+        """
+        Raises:
+            MemoryLimit: there is not as much left.
+        """
+        with self._lock:
+            if self.used_bytes + size > self._max_bytes:
+                raise MemoryLimit(
+                    f"the queries of tenant {self._tenant} gather more than the "
+                    f"{self._max_bytes // MIB} MiB that its executor has for that; filter or "
+                    "aggregate more, or ask for a larger executor_memory_bytes"
+                )
+            self.used_bytes += size
+
+    def give_back(self, size: int) -> None:
+        with self._lock:
+            self.used_bytes -= size
+
+
+@dataclass(frozen=True, slots=True)
+class InputStats:
+    """What was fetched for one query."""
+
+    rows: int
+    bytes: int
+    peers: int
+
+
+class Inputs:
+    """The inputs of one query, complete."""
+
+    def __init__(
+        self, tables: dict[str, pa.Table], stats: InputStats, release: Callable[[], None]
+    ) -> None:
+        self.stats: Final = stats
+        self._tables = tables
+        self._release: Callable[[], None] | None = release
+
+    def take(self) -> dict[str, pa.Table]:
+        """The tables by their names; nothing of them is kept here."""
+        tables, self._tables = self._tables, {}
+        return tables
+
+    def release(self) -> None:
+        """The memory is free. Safe to call twice."""
+        release, self._release = self._release, None
+        self._tables = {}
+        if release is not None:
+            release()
+
+
+class Peers:
+    """What an executor needs to ask its peers. Safe to use from several threads."""
+
+    def __init__(self, tenant: str, quota: Quota, key: bytes) -> None:
+        self.clients: Final = PeerClients()
+        self.memory: Final = InputMemory(tenant, input_memory_bytes(quota))
+        self.key: Final = key
+        # Threads start with the first calls. They wait for peers and do nothing else.
+        self._threads = ThreadPoolExecutor(
+            quota.concurrency * _THREADS_PER_QUERY + _SPARE_THREADS, "peer"
+        )
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Run `work` on a thread of the peers'.
+
+        Raises:
+            ExecutorUnavailable: there is no room for one more, or the executor ends.
+        """
+        try:
+            self._threads.submit(work)
+        except RuntimeError as error:
+            raise ExecutorUnavailable("this executor has no thread left to ask others") from error
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.clients.close()
+
+
+class _Share:
+    """One piece: who is asked for it now, and what has come of it."""
+
+    def __init__(self, of: Input, piece: Piece, clients: PeerClients) -> None:
+        self.of: Final = of
+        # A peer that hangs costs seconds each time: until the others know, it comes last.
+        self.sources: Final = iter(
+            sorted(piece.alternatives, key=lambda source: clients.was_silent(source.address))
+        )
+        self.batches: list[pa.RecordBatch] = []
+        self.schema: pa.Schema | None = None
+        self.call: PeerCall | None = None
+        """None: not asked yet, or complete."""
+        self.failure: AccelError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    share: _Share
+    call: PeerCall
+    failure: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class Fetch:
+    """Fetches the inputs of one query. `run` by one thread, stopped by any."""
+
+    def __init__(self, peers: Peers, ticket: Ticket, deadline: float) -> None:
+        """`deadline`: monotonic seconds."""
+        self._peers: Final = peers
+        self._ticket: Final = ticket
+        self._deadline: Final = deadline
+        self._events: SimpleQueue[_Ended | _Stop] = SimpleQueue()
+        self._lock = threading.Lock()
+        """Guards what calls add, from their own threads."""
+        self._is_over = False
+        self._rows: dict[str, int] = dict.fromkeys((one.name for one in ticket.inputs), 0)
+        self._bytes: dict[str, int] = dict(self._rows)
+        self._shares = [
+            _Share(one, piece, peers.clients)
+            for one in ticket.inputs
+            for piece in _asked(one, ticket)
+        ]
+        self._pinged: set[PeerCall] = set()
+
+    def stop(self) -> None:
+        """End it from another thread: `run` raises `QueryCancelled`. Does not block."""
+        self._events.put(_Stop())
+
+    def run(self) -> Inputs:
+        """All of all inputs.
+
+        Raises:
+            AccelError: a part's own, if its query is at fault or nobody can give it; a limit's;
+                `QueryCancelled` when it was stopped.
+        """
+        try:
+            for share in self._shares:
+                self._ask_next(share)
+            while any(share.call is not None for share in self._shares):
+                self._handle_next()
+            return self._complete()
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _ask_next(self, share: _Share) -> None:
+        """Ask the next executor that can give the piece.
+
+        Raises:
+            AccelError: there is none; what the last one said.
+        """
+        peers, tenant = self._peers, self._ticket.tenant
+        for source in share.sources:
+            try:
+                call = PeerCall(peers.clients, source, tenant, peers.key, self._deadline)
+                share.call = call
+                peers.submit(partial(self._call, share, call))
+            except ExecutorUnavailable as error:
+                share.failure = error
+            else:
+                return
+        assert share.failure is not None
+        raise share.failure
+
+    def _handle_next(self) -> None:
+        try:
+            event = self._events.get(timeout=_TICK_SECONDS)
+        except Empty:
+            self._look_for_silence()
+            return
+        if isinstance(event, _Stop):
+            raise QueryCancelled("stopped")
+        if event.share.call is not event.call:
+            return  # it was given up before
+        event.share.call = None
+        if event.failure is not None:
+            self._try_elsewhere(event.share, event.failure)
+
+    def _try_elsewhere(self, share: _Share, failure: BaseException) -> None:
+        self._discard(share)
+        if not isinstance(failure, _ELSEWHERE):
+            raise failure
+        share.failure = failure
+        self._ask_next(share)
+
+    def _look_for_silence(self) -> None:
+        now = time.monotonic()
+        for share in self._shares:
+            call = share.call
+            silent = call is not None and now - call.last_sign > SILENT_SECONDS
+            if call is not None and silent and call not in self._pinged:
+                self._pinged.add(call)
+                self._peers.submit(partial(self._ping, share, call))
+
+    def _complete(self) -> Inputs:
+        tables = {}
+        for one in self._ticket.inputs:
+            shares = [share for share in self._shares if share.of is one]
+            schema = shares[0].schema
+            batches = [batch for share in shares for batch in share.batches]
+            tables[one.name] = pa.Table.from_batches(batches, schema)
+        size = sum(self._bytes.values())
+        stats = InputStats(sum(self._rows.values()), size, len(self._shares))
+        return Inputs(tables, stats, lambda: self._peers.memory.give_back(size))
+
+    def _abandon(self) -> None:
+        with self._lock:
+            self._is_over = True
+            self._peers.memory.give_back(sum(self._bytes.values()))
+        for share in self._shares:
+            call, share.call = share.call, None
+            share.batches = []
+            if call is not None:
+                self._give_up(call)
+
+    def _give_up(self, call: PeerCall) -> None:
+        if not call.cancel():
+            with contextlib.suppress(ExecutorUnavailable):  # then its deadline ends it
+                self._peers.submit(call.send_cancellation)
+
+    def _discard(self, share: _Share) -> None:
+        """Nothing of what came of the piece so far counts."""
+        with self._lock:
+            batches, share.batches, share.schema = share.batches, [], None
+            size = sum(batch.nbytes for batch in batches)
+            self._rows[share.of.name] -= sum(batch.num_rows for batch in batches)
+            self._bytes[share.of.name] -= size
+            self._peers.memory.give_back(size)
+
+    # On threads of the calls.
+
+    def _call(self, share: _Share, call: PeerCall) -> None:
+        failure: BaseException | None = None
+        try:
+            call.read(
+                lambda schema: self._take_schema(share, call, schema),
+                lambda batch: self._take_batch(share, call, batch),
+            )
+        except BaseException as error:  # noqa: BLE001 - raised again by `run`
+            failure = error
+        self._events.put(_Ended(share, call, failure))
+
+    def _ping(self, share: _Share, call: PeerCall) -> None:
+        is_there = call.is_answering()
+        self._pinged.discard(call)
+        if is_there or share.call is not call:
+            return
+        self._events.put(_Ended(share, call, call.unavailable()))
+        self._give_up(call)
+
+    def _take_schema(self, share: _Share, call: PeerCall, schema: pa.Schema) -> bool:
+        """Whether rows are wanted."""
+        with self._lock:
+            self._check_wanted(share, call)
+            share.schema = schema
+            others = [s.schema for s in self._shares if s.of is share.of and s.schema is not None]
+            same = all(schema.equals(other, check_metadata=True) for other in others)
+        if not same:
+            log.error("%s of query %s: %s", share.of.name, self._ticket.query_id, others)
+            raise InvariantViolated(
+                f"executors of tenant {self._ticket.tenant} gave parts of one query in different "
+                f"forms ({_difference(others)}); query {self._ticket.query_id} was not answered"
+            )
+        return not self._ticket.describe_only
+
+    def _take_batch(self, share: _Share, call: PeerCall, batch: pa.RecordBatch) -> None:
+        one, rows, size = share.of, batch.num_rows, batch.nbytes
+        with self._lock:
+            self._check_wanted(share, call)
+            self._check_limits(one, self._rows[one.name] + rows, self._bytes[one.name] + size)
+            self._peers.memory.reserve(size)
+            self._rows[one.name] += rows
+            self._bytes[one.name] += size
+            share.batches.append(batch)
+
+    def _check_wanted(self, share: _Share, call: PeerCall) -> None:
+        if self._is_over or share.call is not call:
+            raise QueryCancelled("nobody waits for it any more")
+
+    def _check_limits(self, one: Input, rows: int, size: int) -> None:
+        tenant = self._ticket.tenant
+        if rows > one.max_rows:
+            raise RowLimit(
+                f"the query gathers more than {one.max_rows} rows from several executors, the "
+                f"limit of tenant {tenant}; filter or aggregate more"
+            )
+        if size > one.max_bytes:
+            raise MemoryLimit(
+                f"the query gathers more than {one.max_bytes} bytes from several executors, the "
+                f"limit of tenant {tenant}; filter, aggregate or select less"
+            )
+
+
+def _asked(one: Input, ticket: Ticket) -> tuple[Piece, ...]:
+    """All pieces; for the form of an answer the first is enough."""
+    return one.pieces[:1] if ticket.describe_only else one.pieces
+
+
+def _difference(schemas: list[pa.Schema]) -> str:
+    first = schemas[0]
+    for other in schemas[1:]:
+        if first.names != other.names:
+            return f"columns {', '.join(first.names)} and {', '.join(other.names)}"
+        for mine, theirs in zip(first, other, strict=True):
+            if not mine.equals(theirs, check_metadata=True):
+                return f"column {mine.name} as {mine.type} and {theirs.type}"
+    return "of different types"
