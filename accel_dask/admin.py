@@ -8,12 +8,12 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from accel_dask.errors import ConfigError, LoadError
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, PublishRequest
-from accel_dask.model.epoch import Epoch, EpochState
+from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.tenant import Quota, Tenant, User, hash_token
 from accel_dask.store.base import StateStore
@@ -49,6 +49,9 @@ def create_tenant(store: StateStore, tenant: str, quota: Quota | None = None) ->
     """
     _check_name("tenant", tenant)
     quota = quota or Quota()
+    for name, value in asdict(quota).items():
+        if value < 1:
+            raise ConfigError(f"tenant {tenant}: {name} must be at least 1, not {value}")
     if quota.shard_bytes_per_host <= 0:
         raise ConfigError(
             f"tenant {tenant}: executor_memory_bytes ({quota.executor_memory_bytes:,}) leaves "
@@ -81,10 +84,24 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
         ConfigError: its tenant does not exist, or a field cannot be used.
     """
     _check_name("dataset", dataset.name)
-    if read_view(store).tenant(dataset.tenant) is None:
+    view = read_view(store)
+    if view.tenant(dataset.tenant) is None:
         raise ConfigError(f"there is no tenant {dataset.tenant}; create it first")
-    if dataset.replicas < 1:
-        raise ConfigError(f"dataset {dataset.dataset_id}: replicas must be at least 1")
+    for field, value in (
+        ("replicas", dataset.replicas),
+        ("shard_target_bytes", dataset.shard_target_bytes),
+    ):
+        if value < 1:
+            raise ConfigError(f"dataset {dataset.dataset_id}: {field} must be at least 1")
+    if dataset.poll_seconds < 0:
+        raise ConfigError(f"dataset {dataset.dataset_id}: poll_seconds must be 0 (never) or more")
+    for other in view.records(Dataset):
+        is_alike = other.name != dataset.name and other.name.lower() == dataset.name.lower()
+        if other.tenant == dataset.tenant and is_alike:
+            raise ConfigError(
+                f"dataset {dataset.dataset_id}: there is {other.dataset_id} already, and SQL does "
+                "not tell them apart; choose another name"
+            )
     put_record(store, dataset)
 
 
@@ -111,19 +128,30 @@ def publish(
 
 
 def publish_result(view: ClusterView, requested: Requested) -> Published | None:
-    """How a request ended, or None while it is under way (or `view` is older than it)."""
-    dataset, nonce = requested.dataset, requested.nonce
-    request = view.publish_request(dataset)
-    if view.revision < requested.revision or (request is not None and request.nonce == nonce):
+    """How a request ended, or None while it is under way (or `view` is older than it).
+
+    Where a later request took this one's place, how that one ended.
+
+    Raises:
+        LoadError: the dataset was deleted, so the request will not be answered.
+    """
+    dataset = requested.dataset
+    if view.revision < requested.revision:
         return None
-    made = next((e for e in view.epochs_of(dataset) if e.publish_nonce == nonce), None)
+    epochs = view.epochs_of(dataset)
+    made = next((e for e in epochs if e.publish_nonce == requested.nonce), None)
     if made is not None:
-        is_over = made.state in (EpochState.READY, EpochState.RETIRING, EpochState.FAILED)
-        return Published(epoch=made, is_new=True) if is_over else None
-    serving = view.serving_epoch(dataset)
-    if serving is None or view.open_epoch(dataset) is not None:
+        return Published(epoch=made, is_new=True) if made.state not in OPEN_STATES else None
+    if view.publish_request(dataset) is not None or view.open_epoch(dataset) is not None:
         return None
-    return Published(epoch=serving, is_new=False)
+    if view.dataset(dataset) is None or view.tenant(dataset.tenant) is None:
+        raise LoadError(f"{dataset} was deleted while it was being published")
+    serving = view.serving_epoch(dataset)
+    for epoch in reversed(epochs):
+        opened = view.entries[epoch.path].create_revision
+        if opened > requested.revision and (epoch == serving or epoch.state is EpochState.FAILED):
+            return Published(epoch=epoch, is_new=True)
+    return Published(epoch=serving, is_new=False) if serving is not None else None
 
 
 def wait_published(
@@ -132,7 +160,7 @@ def wait_published(
     """Wait for a request to end.
 
     Raises:
-        LoadError: the epoch FAILED; the message is its reason.
+        LoadError: the epoch FAILED (the message is its reason), or the dataset was deleted.
         WaitTimedOut: it did not end in time.
     """
     view = mirror.wait_for(

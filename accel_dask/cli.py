@@ -30,18 +30,20 @@ from accel_dask.current import (
     require_current,
     write_current,
 )
-from accel_dask.errors import AccelError, ConfigError
+from accel_dask.errors import AccelError, ConfigError, StoreUnavailable, WaitTimedOut
+from accel_dask.flight_errors import from_flight
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, SourceSpec, Spread
-from accel_dask.model.epoch import Epoch
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.tenant import MIB, Quota
+from accel_dask.scheduler_plugin.waiting import request_waits_for, waiting_for
 from accel_dask.status import status_tables
 from accel_dask.store.base import StateStore
 from accel_dask.store.connect import open_store
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import read_view
+from accel_dask.worker_plugin.process_record import start_ticks
 
 app = typer.Typer(
     name="accel-dask",
@@ -56,6 +58,12 @@ app.add_typer(tenants, name="tenant")
 app.add_typer(datasets, name="dataset")
 
 console = Console()
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SILENT_SECONDS = 15.0
+"""A store that says nothing for so long was stopped, or is away for longer than we wait."""
+_INTERRUPTED = 130
+"""Exit code of what was interrupted before it was done."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -88,17 +96,19 @@ def demo(
     del data
     cluster = LocalAccelCluster(LocalOptions(masters=masters, workers=workers))
     shown = Demo(cluster, console)
+    every_step_held = False
     with _until_interrupted() as interrupted:
         try:
             shown.run()
+            every_step_held = True
             if not once:
-                _remember(cluster, shown.tokens)
+                _remember_demo(cluster, shown.tokens)
                 console.print("\n[bold]up until Ctrl-C[/]")
                 interrupted.wait()
         finally:
-            forget_current(os.getpid())
-            console.print("[dim]stopping[/]")
-            cluster.close()
+            _stop(cluster)
+    if not every_step_held:
+        raise typer.Exit(_INTERRUPTED)
 
 
 @app.command()
@@ -133,6 +143,7 @@ def up(
         dashboard_port=dashboard_port,
     )
     cluster = LocalAccelCluster(options)
+    is_up = False
     with _until_interrupted() as interrupted:
         try:
             cluster.start(lambda text: console.print(f"[dim]{text}[/]"))
@@ -140,11 +151,12 @@ def up(
             console.print(f"gateway    {', '.join(cluster.gateway_urls)}")
             console.print(f"dashboard  {cluster.dashboard_url}")
             console.print("[bold]up until Ctrl-C[/]; in another terminal: accel-dask --help")
+            is_up = True
             interrupted.wait()
         finally:
-            forget_current(os.getpid())
-            console.print("[dim]stopping[/]")
-            cluster.close()
+            _stop(cluster)
+    if not is_up:
+        raise typer.Exit(_INTERRUPTED)
 
 
 @app.command()
@@ -168,7 +180,7 @@ def status(config: ConfigOption = None) -> None:
     """Hosts, datasets, epochs with their reasons, executors, gateways."""
     with _store(config) as store:
         view = read_view(store)
-    current = find_current() if config is None else None
+    current = find_current() if _is_local(config) else None
     if current is not None:
         console.print(f"gateway    {', '.join(current.gateways)}")
         console.print(f"dashboard  {current.dashboard}")
@@ -241,7 +253,7 @@ def query(
                 names = [column[0] for column in cursor.description or ()]
                 rows = cursor.fetchmany(limit + 1)
         except dbapi.Error as error:
-            raise AccelError(str(error)) from error
+            raise from_flight(error) from error
         table = Table(*names)
         for row in rows[:limit]:
             table.add_row(*("" if value is None else str(value) for value in row))
@@ -283,9 +295,9 @@ def tenant_create(
             console.print(f"tenant {name}: quota changed")
             return
         token = admin.create_user(store, name, name)
-    if config is None:
-        _keep_token(name, token)
     console.print(f"tenant {name} created; user {name}, token {token}")
+    if _is_local(config):
+        _keep_token(name, token)
 
 
 @datasets.command("create")
@@ -312,7 +324,8 @@ def dataset_create(
     dataset_id = _dataset_id(dataset)
     options = dict(_key_value(text) for text in option or [])
     if parquet:
-        options["path"] = parquet
+        # The master looks for it, and its working directory is another one.
+        options["path"] = parquet if "://" in parquet else str(Path(parquet).absolute())
     elif table:
         options |= {"table": table}
         options |= {"catalog_uri": catalog_uri} if catalog_uri else {}
@@ -348,9 +361,14 @@ def _store(config: Path | None) -> Iterator[StateStore]:
 
 
 def _settings(config: Path | None) -> Settings:
-    if config is None and "ACCEL_CONFIG" not in os.environ:
+    if _is_local(config):
         return load_settings(require_current().config_file)
     return load_settings(config)
+
+
+def _is_local(config: Path | None) -> bool:
+    """Whether the cluster that `accel-dask up` started is meant."""
+    return config is None and "ACCEL_CONFIG" not in os.environ
 
 
 def _credentials(gateway: str | None, user: str | None, token: str | None) -> tuple[str, str, str]:
@@ -389,21 +407,57 @@ def _names(text: str) -> tuple[str, ...]:
 def _wait_showing(
     mirror: Mirror, requested: admin.Requested, timeout: float, spinner: Any
 ) -> admin.Published:
+    waits_for = ""
+
     def show(view: ClusterView) -> bool:
-        epoch: Epoch | None = view.open_epoch(requested.dataset)
-        if epoch is not None:
-            ready = sum(1 for s in epoch.shards if view.ready_replicas(s.shard_id))
-            spinner.update(f"{epoch} {epoch.state}: {ready} of {len(epoch.shards)} shards")
+        nonlocal waits_for
+        waits_for = _waits_for(view, requested.dataset)
+        spinner.update(waits_for)
         return admin.publish_result(view, requested) is not None
 
-    mirror.wait_for(show, timeout)
-    return admin.wait_published(mirror, requested, 5.0)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            mirror.wait_for(show, min(1.0, max(0.0, deadline - time.monotonic())))
+        except WaitTimedOut as error:
+            if time.monotonic() - mirror.last_contact > _SILENT_SECONDS:
+                raise StoreUnavailable(
+                    f"the cluster's state store went silent while {requested.dataset} was being "
+                    "published; the request is answered when it is back"
+                ) from error
+            if time.monotonic() >= deadline:
+                raise WaitTimedOut(
+                    f"{requested.dataset} was not published within {timeout:g} s ({waits_for}). "
+                    "It goes on; see `accel-dask status`"
+                ) from error
+        else:
+            return admin.wait_published(mirror, requested, 5.0)
+
+
+def _waits_for(view: ClusterView, dataset: DatasetId) -> str:
+    epoch = view.open_epoch(dataset)
+    request = view.publish_request(dataset)
+    if epoch is not None:
+        return f"{epoch} {epoch.state}: {waiting_for(view, epoch) or epoch.reason}"
+    return f"{dataset}: {request_waits_for(view, request)}" if request else str(dataset)
+
+
+def _remember_demo(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
+    running = find_current()
+    if running is None:
+        _remember(cluster, tokens)
+        return
+    console.print(
+        f"another cluster runs in {running.directory}: accel-dask commands go to that one; to ask "
+        "this one, give --gateway, --user and --token"
+    )
 
 
 def _remember(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
     write_current(
         Current(
             pid=os.getpid(),
+            start_ticks=start_ticks(os.getpid()) or 0,
             directory=str(cluster.directory),
             config_file=str(cluster.directory / "accel.toml"),
             gateways=cluster.gateway_urls,
@@ -458,9 +512,18 @@ def _detach() -> None:
     console.print(f"dashboard  {current.dashboard}")
 
 
+def _stop(cluster: LocalAccelCluster) -> None:
+    """End the cluster. A second Ctrl-C must not leave half of it behind."""
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
+    forget_current(os.getpid())
+    console.print("[dim]stopping[/]")
+    cluster.close()
+
+
 @contextmanager
 def _until_interrupted() -> Iterator[threading.Event]:
-    """SIGTERM and Ctrl-C set the event; while nobody waits for it they interrupt."""
+    """SIGTERM, a closed terminal and Ctrl-C interrupt whatever goes on."""
     interrupted = threading.Event()
 
     def stop(number: int, frame: object) -> None:
@@ -468,7 +531,9 @@ def _until_interrupted() -> Iterator[threading.Event]:
         interrupted.set()
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    for number in _INTERRUPTS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and "&" leave it
+            signal.signal(number, stop)
     with suppress(KeyboardInterrupt):
         yield interrupted
 

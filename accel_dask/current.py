@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from accel_dask.errors import ConfigError
+from accel_dask.worker_plugin.process_record import start_ticks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,8 @@ class Current:
 
     pid: int
     """Of the process that supervises it."""
+    start_ticks: int
+    """When that process started: another one may get its id."""
     directory: str
     config_file: str
     gateways: tuple[str, ...]
@@ -50,10 +53,9 @@ def find_current() -> Current | None:
     """The running local cluster, or None."""
     try:
         current = msgspec.json.decode(_file().read_bytes(), type=Current)
-        os.kill(current.pid, 0)
     except (OSError, msgspec.MsgspecError):
         return None
-    return current
+    return current if start_ticks(current.pid) == current.start_ticks else None
 
 
 def require_current() -> Current:

@@ -9,8 +9,9 @@ import json
 from types import TracebackType
 from typing import Any, Self
 
-from pyarrow import flight
+from pyarrow import ArrowInvalid, flight
 
+from accel_dask.errors import ConfigError, ExecutorUnavailable
 from accel_dask.flight_errors import from_flight
 
 
@@ -18,16 +19,26 @@ class FlightSession:
     """An authenticated connection to one gateway.
 
     Raises:
+        ConfigError: `url` is not an address.
         Unauthenticated: user and token do not match.
         ExecutorUnavailable: there is no gateway at `url`.
     """
 
     def __init__(self, url: str, user: str, token: str) -> None:
-        self._client = flight.FlightClient(url)
         try:
-            header = self._client.authenticate_basic_token(user, token)
+            self._client = flight.FlightClient(url)
+        except ArrowInvalid as error:
+            raise ConfigError(f"{url!r} is no gateway's address; write grpc://host:port") from error
+        try:
+            header = self._client.authenticate_basic_token(
+                user, token, flight.FlightCallOptions(timeout=30)
+            )
         except flight.FlightError as error:
-            raise from_flight(error) from error
+            self._client.close()
+            told = from_flight(error)
+            if isinstance(told, ExecutorUnavailable):
+                told = ExecutorUnavailable(f"no gateway answers at {url}: {told}")
+            raise told from error
         self._options = flight.FlightCallOptions(headers=[header], timeout=30)
 
     def receipts(self, last: int) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +39,12 @@ from accel_dask.store.connect import open_store
 from accel_dask.store.etcd_server import EmbeddedEtcd
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import ensure_meta
+from accel_dask.worker_plugin.process_record import start_ticks
 
 _LOG = logging.getLogger(__name__)
 _SHM = Path("/dev/shm")  # noqa: S108 - a memory file system is what is wanted
 _SHARD_ROOT_PREFIX = "accel-dask-"
+_TEMPORARY_PREFIX = "accel-dask-"
 
 Progress = Callable[[str], None]
 
@@ -110,6 +113,8 @@ class LocalAccelCluster:
             raise
 
     def _start(self, progress: Progress) -> None:
+        for port in (self.options.gateway_port, self.options.dashboard_port):
+            _check_free(port)
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         progress(f"starting etcd ({self.options.masters} member(s))")
         self._etcd = EmbeddedEtcd(self.directory / "etcd", members=self.options.masters)
@@ -130,7 +135,9 @@ class LocalAccelCluster:
         config_file = self.directory / "accel.toml"
         config_file.write_text(settings_to_toml(self.settings), encoding="utf-8")
         config_file.chmod(0o600)
-        self._shard_root = _shard_root(cluster_name, self.directory)
+        self._shard_root = _shard_root(
+            cluster_name, self.directory, is_temporary=self._is_temporary
+        )
         self._supervisor = Supervisor(self.directory / "logs")
         progress("starting the Dask scheduler with the master")
         self._start_scheduler()
@@ -153,23 +160,22 @@ class LocalAccelCluster:
         progress("cluster is up")
 
     def close(self) -> None:
-        """End every process; a temporary cluster leaves nothing behind."""
-        if self._mirror is not None:
-            self._mirror.close()
-            self._mirror = None
-        if self._supervisor is not None:
-            self._supervisor.close()
-            self._supervisor = None
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-        if self._etcd is not None:
-            self._etcd.stop()
-            self._etcd = None
-        if self._is_temporary:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            if self._shard_root is not None:
-                shutil.rmtree(self._shard_root, ignore_errors=True)
+        """End every process; a temporary cluster leaves nothing behind. What does not end in
+        good order does not keep the rest from it."""
+        with ExitStack() as ending:  # the last one first
+            if self._is_temporary:
+                ending.callback(shutil.rmtree, self.directory, ignore_errors=True)
+                if self._shard_root is not None:
+                    ending.callback(shutil.rmtree, self._shard_root, ignore_errors=True)
+            if self._etcd is not None:
+                ending.callback(self._etcd.stop)
+            if self._store is not None:
+                ending.callback(self._store.close)
+            if self._supervisor is not None:
+                ending.callback(self._supervisor.close)
+            if self._mirror is not None:
+                ending.callback(self._mirror.close)
+            self._etcd = self._store = self._supervisor = self._mirror = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -368,10 +374,10 @@ class LocalAccelCluster:
 
 
 def _temporary_directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="accel-dask-"))
+    return Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX))
 
 
-def _shard_root(cluster_name: str, directory: Path) -> Path:
+def _shard_root(cluster_name: str, directory: Path, *, is_temporary: bool) -> Path:
     """The clusters' shard directory in memory. Those that a killed temporary cluster left
     behind are removed on the way."""
     parent = _SHM if _SHM.is_dir() and os.access(_SHM, os.W_OK) else Path(tempfile.gettempdir())
@@ -379,7 +385,12 @@ def _shard_root(cluster_name: str, directory: Path) -> Path:
         _remove_if_orphaned(stale)
     root = parent / f"{_SHARD_ROOT_PREFIX}{cluster_name}"
     root.mkdir(mode=0o700, exist_ok=True)
-    owner = {"directory": str(directory)}
+    owner = {
+        "directory": str(directory),
+        "is_temporary": is_temporary,
+        "pid": os.getpid(),
+        "start_ticks": start_ticks(os.getpid()),
+    }
     (root / "owner.json").write_text(json.dumps(owner), encoding="utf-8")
     return root
 
@@ -387,10 +398,27 @@ def _shard_root(cluster_name: str, directory: Path) -> Path:
 def _remove_if_orphaned(owner_file: Path) -> None:
     try:
         owner = json.loads(owner_file.read_text(encoding="utf-8"))
-        if not Path(owner["directory"]).is_dir():
+        directory = Path(owner["directory"])
+        was_killed = owner.get("is_temporary") and start_ticks(owner["pid"]) != owner["start_ticks"]
+        if was_killed and directory.name.startswith(_TEMPORARY_PREFIX):
+            shutil.rmtree(directory, ignore_errors=True)
+        if was_killed or not directory.is_dir():
             shutil.rmtree(owner_file.parent, ignore_errors=True)
     except (OSError, ValueError, KeyError) as error:
         _LOG.debug("left %s alone: %s", owner_file, error)
+
+
+def _check_free(port: int) -> None:
+    """Raise `ConfigError` if the port that was asked for (0: none was) is taken."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} on 127.0.0.1 is in use; give another one with --gateway-port and "
+                "--dashboard-port (0: any)"
+            ) from error
 
 
 def _free_port(preferred: int = 0) -> int:

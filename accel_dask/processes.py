@@ -116,6 +116,8 @@ class Supervisor:
 
     def close(self) -> None:
         """End everything, youngest first."""
+        if self._thread.is_alive():
+            self._call(self._waiting.clear)
         for name in reversed(list(self._children)):
             self.stop(name)
         self._commands.put(None)
@@ -167,8 +169,9 @@ class Supervisor:
                 self._restarts[name] = self._restarts.get(name, 0) + 1
                 try:
                     self._spawn(spec)
-                except ConfigError:
-                    _LOG.exception("process %s cannot be started again", name)
+                except (ConfigError, OSError):  # this thread's end would be every process's
+                    _LOG.exception("process %s cannot be started again; trying on", name)
+                    self._waiting[name] = (now + _MAX_BACKOFF_SECONDS, spec)
 
     def _ended(self, name: str) -> None:
         child = self._children.pop(name)

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset
+from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Executor, ExecutorPlan
 from accel_dask.model.member import Gateway, Worker
 from accel_dask.model.replica import Replica
@@ -39,7 +40,7 @@ def _epochs(view: ClusterView) -> Table:
         if not epochs:
             table.add_row(str(dataset.dataset_id), "", "not published", "", "", "")
         for epoch in epochs:
-            rows = sum(shard.rows or 0 for shard in epoch.shards)
+            rows = sum(_rows(view, shard) for shard in epoch.shards)
             table.add_row(
                 str(dataset.dataset_id),
                 str(epoch.number),
@@ -50,6 +51,12 @@ def _epochs(view: ClusterView) -> Table:
                 epoch.reason,
             )
     return table
+
+
+def _rows(view: ClusterView, shard: ShardSummary) -> int:
+    """As loaded; until then as promised, where a filter or deletes do not leave it open."""
+    ready = view.ready_replicas(shard.shard_id)
+    return ready[0].rows if ready else shard.rows or 0
 
 
 def _executors(view: ClusterView) -> Table:

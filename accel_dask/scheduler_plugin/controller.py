@@ -22,6 +22,7 @@ from accel_dask.errors import (
     CommitConflict,
     OutcomeUnknown,
     StoreError,
+    StoreMismatch,
     StoreUnavailable,
 )
 from accel_dask.model.cluster import ClusterView
@@ -213,6 +214,11 @@ class Controller:
             logger.warning("%s", error)
             self._is_uncertain = True
             return True
+        except (StoreUnavailable, StoreMismatch):
+            raise
+        except StoreError as error:  # no store takes it; all other decisions must go on
+            logger.error("cannot be carried out: %s", error)
+            return False
         self._progress = time.monotonic()
         self._tell(commit.because)
         logger.info("%s", commit.because)
@@ -288,7 +294,7 @@ class Controller:
         for digest in self._plans.keys() - needed:
             del self._plans[digest]
         self._unreadable &= needed
-        gone = self._digests - needed
+        gone = (self._digests - needed) | self._publishing.unused_plans(view)
         if gone:
             self._jobs.start(_BLOBS, "blobs", None, now_ns, lambda: self._delete_blobs(gone))
         self._digests = needed

@@ -7,10 +7,11 @@ revisions only grow, so numbers are never used twice, even after all plans were 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Delete, Put, Requirement, UnchangedUnder
-from accel_dask.model.dataset import dataset_path
+from accel_dask.model.dataset import Dataset, dataset_path
 from accel_dask.model.epoch import Epoch, EpochState, epoch_path
 from accel_dask.model.executor import (
     Attachment,
@@ -20,7 +21,7 @@ from accel_dask.model.executor import (
     executor_path,
 )
 from accel_dask.model.ids import DatasetId, Path, ShardId, TenantId, WorkerId
-from accel_dask.model.placement import Placement, placement_path, serving_path
+from accel_dask.model.placement import Placement, Serving, placement_path, serving_path
 from accel_dask.model.replica import Replica, ReplicaState, replica_path
 from accel_dask.model.tenant import Quota, tenant_path
 from accel_dask.scheduler_plugin.round import (
@@ -37,6 +38,10 @@ from accel_dask.scheduler_plugin.round import (
 )
 
 Place = tuple[WorkerId, TenantId]
+
+_MAX_SINGLE_FACTS: Final = 32
+"""More epochs than this are required unchanged by tenant, not one by one: a transaction takes a
+limited number of comparisons."""
 
 
 def executor_commits(round_: Round, busy: frozenset[TenantId]) -> Iterator[Commit]:
@@ -177,7 +182,7 @@ def _is_coming_up(round_: Round, plan: ExecutorPlan, desired: set[Attachment]) -
     for dataset, number in {(a.dataset, a.epoch) for a in desired - set(plan.attachments)}:
         epoch = view.epoch(DatasetId(plan.tenant, dataset), number)
         is_waiting = epoch is not None and epoch.state is EpochState.VALIDATING
-        if is_waiting and round_.now_ns - epoch.since_ns > patience_ns:  # type: ignore[union-attr]
+        if is_waiting and abs(round_.now_ns - epoch.since_ns) > patience_ns:  # type: ignore[union-attr]
             return False
     return all(_may_attach(view, plan, attachment) for attachment in plan.attachments)
 
@@ -257,6 +262,12 @@ def _facts_of(
     executors here, and the replicas to be attached."""
     attached = {(a.dataset, a.epoch) for plan in plans for a in plan.attachments}
     attached |= {(a.dataset, a.epoch) for a in desired}
+    if len(attached) > _MAX_SINGLE_FACTS:
+        # Blind to deletions, but epochs, placements and pointers are the fenced leader's alone,
+        # and a dataset that is deleted at this moment is looked at again in the next round.
+        for kind in (Epoch.KIND, Placement.KIND, Dataset.KIND, Serving.KIND):
+            yield UnchangedUnder((kind, tenant), view.revision)
+        attached = set()
     for name, number in sorted(attached):
         dataset = DatasetId(tenant, name)
         yield epoch_path(dataset, number)

@@ -24,6 +24,8 @@ class Job:
     is_done: bool = False
     is_wanted: bool = field(default=True)
     """False: nobody will look at the outcome."""
+    has_returned: bool = False
+    """Its thread has come back; not so where it was given up."""
 
 
 class Jobs:
@@ -33,6 +35,7 @@ class Jobs:
         self._on_done = on_done
         self._most = most
         self._running: dict[Hashable, Job] = {}
+        self._stuck: dict[Hashable, list[Job]] = {}
 
     def get(self, key: Hashable) -> Job | None:
         return self._running.get(key)
@@ -58,6 +61,20 @@ class Jobs:
         ).start()
         return True
 
+    def give_up(self, key: Hashable, outcome: object) -> None:
+        """End the job under `key` with `outcome`; its thread is left behind."""
+        job = self._running[key]
+        job.outcome = outcome
+        job.is_done = True
+        self._stuck.setdefault(key, []).append(job)
+
+    def is_stuck(self, key: Hashable) -> bool:
+        """Whether a job of `key` that was given up still hangs."""
+        left = [job for job in self._stuck.pop(key, ()) if not job.has_returned]
+        if left:
+            self._stuck[key] = left
+        return bool(left)
+
     def forget(self, key: Hashable) -> None:
         self._running.pop(key, None)
 
@@ -71,6 +88,7 @@ class Jobs:
             outcome = LoadError(
                 f"internal error ({type(error).__name__}) in {job.kind}; see the master's log"
             )
+        job.has_returned = True
         if not job.is_done:  # else it was given up meanwhile
             job.outcome = outcome
             job.is_done = True

@@ -39,7 +39,9 @@ class Poller:
                 continue
             seen = self._seen.setdefault(key, _Seen())
             is_idle = view.publish_request(key) is None and view.open_epoch(key) is None
-            if is_idle and now_ns - seen.checked_ns >= dataset.poll_seconds * 1e9:
+            # A clock that was set back must not end the polling.
+            is_early = 0 <= now_ns - seen.checked_ns < dataset.poll_seconds * 1e9
+            if is_idle and not is_early:
                 yield dataset
 
     def is_new(self, view: ClusterView, dataset: Dataset, version: str, now_ns: int) -> bool:
@@ -53,7 +55,11 @@ class Poller:
         if not epochs or epochs[-1].state is not EpochState.FAILED:
             return False
         patience = max(_RETRY_SECONDS, 10 * dataset.poll_seconds)
-        return now_ns - epochs[-1].since_ns > patience * 1e9
+        return abs(now_ns - epochs[-1].since_ns) > patience * 1e9
+
+    def not_requested(self, dataset: Dataset) -> None:
+        """The version just taken note of could not be published: it is still new."""
+        self._seen.setdefault(dataset.dataset_id, _Seen()).version = None
 
     def could_not_ask(self, dataset: Dataset, now_ns: int) -> None:
         """The source did not answer: ask again at the next poll."""

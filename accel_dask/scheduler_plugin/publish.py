@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, LoadError, NotAcceleratable
@@ -29,6 +30,11 @@ from accel_dask.model.tenant import tenant_path
 from accel_dask.scheduler_plugin.admission import admit
 from accel_dask.scheduler_plugin.placement import place
 from accel_dask.scheduler_plugin.round import Round, is_declared
+from accel_dask.store.base import MAX_REQUEST_BYTES
+
+_MAX_EPOCH_BYTES: Final = MAX_REQUEST_BYTES * 2 // 5
+"""Of an epoch with its placement: the switch writes two epochs in one transaction."""
+_MAX_BOUNDS_BYTES: Final = _MAX_EPOCH_BYTES // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +125,15 @@ def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
 
     Raises:
         QuotaExceeded: the tenant's or the hosts' memory does not hold it.
-        LoadError: the snapshot is older than the one served, and was not asked for by name.
+        LoadError: the snapshot is older than the one served, and was not asked for by name, or
+            it has more shards than a record takes.
     """
     view, dataset = round_.view, planned.dataset
     epoch = _new_epoch(round_, planned)
     serving = view.serving_epoch(dataset.dataset_id)
     if serving is not None and _is_same(serving, epoch):
         return _nothing_new(round_, planned.request, serving)
-    if serving is not None and epoch.sequence < serving.sequence and not planned.request.snapshot:
+    if serving is not None and _goes_back(serving, epoch) and not planned.request.snapshot:
         raise LoadError(
             f"{dataset.dataset_id}: the newest snapshot {epoch.snapshot_id} is older than "
             f"{serving.snapshot_id}, which epoch {serving.number} serves. To go back to it, "
@@ -137,6 +144,7 @@ def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
     placement = Placement(
         tenant=epoch.tenant, dataset=epoch.dataset, epoch=epoch.number, hosts=hosts
     )
+    _check_size(epoch, placement)
     return round_.commit(
         f"{epoch} opens: {epoch.reason}",
         (*_answers(planned.request), epoch.path, placement.path),
@@ -201,19 +209,45 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
         state=EpochState.LOADING,
         replicas=planned.dataset.wanted_replicas,
         columns=planned.plan.columns,
-        shards=tuple(
-            ShardSummary(
-                shard_id=task.shard_id,
-                rows=task.rows,
-                source_bytes=task.source_bytes,
-                stats=task.stats,
-            )
-            for task in tasks
-        ),
+        shards=_summaries(tasks),
         plan_digest=planned.plan_digest,
         publish_nonce=request.nonce,
         story=(StoryLine(at_ns=round_.now_ns, state=EpochState.LOADING, because=because),),
     )
+
+
+def _summaries(tasks: Sequence[LoadTask]) -> tuple[ShardSummary, ...]:
+    """The shards with the bounds of all columns, or, where these are too many for a record, of
+    those that they are sorted by, or none: bounds only save work."""
+    everything = frozenset(stats.name for stats in tasks[0].stats)
+    for names in (everything, frozenset(tasks[0].sort_by)):
+        shards = _with_bounds(tasks, names)
+        if len(encode(shards)) <= _MAX_BOUNDS_BYTES:
+            return shards
+    return _with_bounds(tasks, frozenset())
+
+
+def _with_bounds(tasks: Sequence[LoadTask], names: frozenset[str]) -> tuple[ShardSummary, ...]:
+    return tuple(
+        ShardSummary(
+            shard_id=task.shard_id,
+            rows=task.rows,
+            source_bytes=task.source_bytes,
+            stats=tuple(stats for stats in task.stats if stats.name in names),
+        )
+        for task in tasks
+    )
+
+
+def _check_size(epoch: Epoch, *others: Placement) -> None:
+    """Raise `NotAcceleratable` if the records are larger than the store takes."""
+    size = sum(len(encode(record)) for record in (epoch, *others))
+    if size > _MAX_EPOCH_BYTES:
+        raise NotAcceleratable(
+            f"{epoch.dataset_id}: {len(epoch.shards):,} shards and {len(epoch.columns):,} columns "
+            f"take {size:,} bytes of records, and the state store takes {_MAX_EPOCH_BYTES:,}; "
+            "raise shard_target_bytes, or hold fewer columns"
+        )
 
 
 def _is_same(serving: Epoch, epoch: Epoch) -> bool:
@@ -224,6 +258,14 @@ def _is_same(serving: Epoch, epoch: Epoch) -> bool:
         and serving.replicas == epoch.replicas
         and [s.shard_id for s in serving.shards] == [s.shard_id for s in epoch.shards]
     )
+
+
+def _goes_back(serving: Epoch, epoch: Epoch) -> bool:
+    """Whether the snapshot is older than the served one. Only one table's history has an order:
+    a dataset that was declared anew over another source goes forward."""
+    before, now = serving.snapshot_id, epoch.snapshot_id
+    is_same_table = before is None or now is None or before.table_uuid == now.table_uuid
+    return is_same_table and epoch.sequence < serving.sequence
 
 
 def _nothing_new(round_: Round, request: PublishRequest, serving: Epoch) -> Commit:

@@ -19,7 +19,9 @@ from accel_dask.errors import (
     LoadError,
     QuotaExceeded,
     SourceUnavailable,
+    StoreError,
 )
+from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit
 from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path
 from accel_dask.model.ids import DatasetId, EpochNumber, Revision
@@ -37,7 +39,7 @@ from accel_dask.scheduler_plugin.publish import (
 )
 from accel_dask.scheduler_plugin.round import Round
 from accel_dask.scheduler_plugin.sharding import cut_shards
-from accel_dask.scheduler_plugin.upkeep import Pin, Pins, pin_label
+from accel_dask.scheduler_plugin.upkeep import Pin, Pins, needed_digests, pin_label
 from accel_dask.store.base import StateStore
 from accel_dask.store.blobs import put_blob
 from accel_dask.store.records import create_record
@@ -49,7 +51,7 @@ OpenSource = Callable[[Dataset], SnapshotSource]
 _PLAN: Final = "plan"
 _POLL: Final = "poll"
 _UNPIN: Final = "unpin"
-_PLAN_SECONDS: Final = 600.0
+_MOST_SECONDS: Final = {_PLAN: 600.0, _POLL: 60.0, _UNPIN: 60.0}
 """A source that takes longer is given up; its thread is left behind."""
 
 
@@ -75,8 +77,10 @@ class Publishing:
         self._open_source = open_source
         self._poller = Poller()
         self._pins = Pins()
+        self._stored: dict[str, tuple[DatasetId, EpochNumber]] = {}
 
     def begin_term(self) -> None:
+        self._stored.clear()
         self._poller = Poller()
         self._pins = Pins()
 
@@ -88,21 +92,31 @@ class Publishing:
     def answers(self, round_: Round) -> Iterator[Commit]:
         """Starts planning what can be taken up; commits for what was planned."""
         view = round_.view
+        self._give_up_overdue(round_)
         for request in view.records(PublishRequest):
             job = self._jobs.get(request.dataset_id)
             if job is None:
                 if can_take_up(view, request):
                     self._take_up(round_, request)
             elif job.kind == _PLAN and can_take_up(view, request):
-                if not job.is_done and round_.now_ns - job.started_ns > _PLAN_SECONDS * 1e9:
-                    job.outcome = SourceUnavailable(
-                        f"{request.dataset_id}: the source did not answer within "
-                        f"{_PLAN_SECONDS:g} s; look at it, then publish again"
-                    )
-                    job.is_done = True
                 commit = self._answer(round_, request, job) if job.is_done else None
                 if commit is not None:
                     yield commit
+
+    def _give_up_overdue(self, round_: Round) -> None:
+        """A source that hangs must not keep its dataset, or all threads, from being published."""
+        for key, job in self._jobs.items():
+            seconds = _MOST_SECONDS.get(job.kind)
+            if seconds is None or job.is_done or not isinstance(key, DatasetId):
+                continue
+            if abs(round_.now_ns - job.started_ns) > seconds * 1e9:
+                self._jobs.give_up(
+                    key,
+                    SourceUnavailable(
+                        f"{key}: the source did not answer within {seconds:g} s; look at it, "
+                        "then publish again"
+                    ),
+                )
 
     def _take_up(self, round_: Round, request: PublishRequest) -> None:
         view, key = round_.view, request.dataset_id
@@ -145,6 +159,8 @@ class Publishing:
         assert isinstance(taken, _Taken)
         if not job.is_wanted or not self._is_current(round_, request, taken, outcome):
             logger.info("%s is planned again: what was asked has changed", request.dataset_id)
+            if isinstance(outcome, PlannedPublish):
+                self._note_left(round_, outcome)
             self._jobs.forget(request.dataset_id)
             return None
         if not isinstance(outcome, PlannedPublish):
@@ -193,13 +209,14 @@ class Publishing:
     def _start(
         self, round_: Round, dataset: Dataset, kind: str, subject: object, run: Callable[[], object]
     ) -> None:
-        self._jobs.start(dataset.dataset_id, kind, subject, round_.now_ns, run)
+        if not self._jobs.is_stuck(dataset.dataset_id):  # one thread left behind is enough
+            self._jobs.start(dataset.dataset_id, kind, subject, round_.now_ns, run)
 
     def _end(self, round_: Round, key: DatasetId, job: Job) -> None:
         match job.kind, job.subject, job.outcome:
             case "plan", _Taken() as taken, outcome:
                 if isinstance(outcome, PlannedPublish):
-                    self._note_pin(round_, outcome)
+                    self._note_left(round_, outcome)
                 request = round_.view.publish_request(key)
                 if request is not None and request == taken.request and job.is_wanted:
                     return  # not answered yet
@@ -217,11 +234,24 @@ class Publishing:
                 logger.error("a job of unknown kind ended: %s", job)
         self._jobs.forget(key)
 
-    def _note_pin(self, round_: Round, planned: PlannedPublish) -> None:
+    def _note_left(self, round_: Round, planned: PlannedPublish) -> None:
+        """What planning left at the source and in the store, for an epoch that may never come."""
         key = planned.dataset.dataset_id
         assert round_.view.meta is not None
         label = pin_label(round_.view.meta.cluster_id, key, planned.snapshot.snapshot_id.snapshot)
         self._pins.pinned(Pin(key, label))
+        self._stored[planned.plan_digest] = (key, planned.plan.epoch)
+
+    def unused_plans(self, view: ClusterView) -> frozenset[str]:
+        """Stored load plans whose epoch numbers have passed without them: never needed again."""
+        needed = needed_digests(view)
+        passed = set()
+        for digest, (dataset, number) in tuple(self._stored.items()):
+            epochs = view.epochs_of(dataset)
+            if epochs and epochs[-1].number >= number:
+                del self._stored[digest]  # or the epoch took it over
+                passed.add(digest)
+        return frozenset(passed - needed)
 
     def _unpinning(self, dataset: Dataset, pin: Pin) -> Callable[[], None]:
         def unpin() -> None:
@@ -255,3 +285,6 @@ class Publishing:
             create_record(self._store, request)
         except CommitConflict:
             logger.info("%s: somebody asked for a publish already", dataset.dataset_id)
+        except StoreError:
+            self._poller.not_requested(dataset)
+            raise

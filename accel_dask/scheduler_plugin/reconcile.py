@@ -144,12 +144,31 @@ def _load(
             yield _move(round_, epoch, record, hosts)
             return
     if not missing_pairs(view, record) and not uncovered_shards(view, record):
+        differing = _differing_replicas(view, record)
+        if differing:
+            yield fail_epoch(
+                round_, epoch, differing, tuple(replicas_unchanged(view, live_pairs(view, record)))
+            )
+            return
         because = f"all {len(epoch.shards)} shards are on their hosts"
         yield round_.commit(
             because_of(epoch, because),
             (epoch.path, record.path, *replicas_unchanged(view, live_pairs(view, record))),
             Put(advance(epoch, EpochState.VALIDATING, because=because, at_ns=round_.now_ns)),
         )
+
+
+def _differing_replicas(view: ClusterView, placement: Placement) -> str:
+    """Why two hosts would answer differently; empty if they do not."""
+    for shard_id, workers in placement.hosts:
+        found = {r.row_checksum: r for r in view.ready_replicas(shard_id) if r.worker in workers}
+        if len(found) > 1:
+            told = ", ".join(f"{r.rows:,} on {r.worker}" for r in found.values())
+            return (
+                f"hosts loaded different rows of shard {shard_id} ({told}): the dataset's row "
+                "filter must give the same rows each time, without random() or the time"
+            )
+    return ""
 
 
 def _has_homeless(view: ClusterView, placement: Placement) -> bool:
@@ -186,7 +205,7 @@ def _validate(
     plans = serving_plans(view, epoch, record)
     if plans is not None:
         yield _serve(round_, epoch, record, plans)
-    elif round_.now_ns - epoch.since_ns > round_.settings.validate_seconds * 1e9:
+    elif abs(round_.now_ns - epoch.since_ns) > round_.settings.validate_seconds * 1e9:
         waited = f"its executors were not READY within {round_.settings.validate_seconds:g} s"
         yield fail_epoch(round_, epoch, f"{waited}: {_not_up(view, epoch, record)}", (record.path,))
 
@@ -342,7 +361,8 @@ def _retire(round_: Round, epoch: Epoch) -> Iterator[Commit]:
     switch = found.mod_revision if found else 0
     behind = [g for g in round_.view.records(Gateway) if g.applied_revision < switch]
     grace_ns = int(round_.settings.retire_grace_seconds * 1e9)
-    if behind or round_.now_ns - epoch.since_ns < grace_ns:
+    # A clock that was set back must not keep it: the gateways' word counts, not the grace.
+    if behind or 0 <= round_.now_ns - epoch.since_ns < grace_ns:
         return
     placement = placement_path(epoch.dataset_id, epoch.number)
     yield round_.commit(

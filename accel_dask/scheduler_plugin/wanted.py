@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.epoch import Epoch, EpochState
@@ -37,9 +37,13 @@ class WantedLoad:
 
 def wanted_loads(view: ClusterView) -> tuple[WantedLoad, ...]:
     """All loads that `view` calls for, tenants in turn so that none waits behind another's
-    many; one for each (host, shard), whatever number of epochs share it."""
+    many; one for each (host, shard), whatever number of epochs share it.
+
+    Where tenants share a shard it may take what the one with the most room has left: the least
+    one's budget must not fail the others' epochs.
+    """
     by_tenant: dict[TenantId, list[WantedLoad]] = {}
-    seen: set[tuple[WorkerId, ShardId]] = set()
+    wanted: dict[tuple[WorkerId, ShardId], tuple[TenantId, int]] = {}
     for epoch in view.records(Epoch):
         if epoch.state not in _LOADED_STATES or not is_declared(view, epoch.dataset_id):
             continue
@@ -47,9 +51,17 @@ def wanted_loads(view: ClusterView) -> tuple[WantedLoad, ...]:
         if placement is None:
             continue
         for load in _loads_of(view, epoch, placement):
-            if (load.worker, load.shard_id) not in seen:
-                seen.add((load.worker, load.shard_id))
-                by_tenant.setdefault(epoch.tenant, []).append(load)
+            slot = (load.worker, load.shard_id)
+            first = wanted.get(slot)
+            if first is None:
+                loads = by_tenant.setdefault(epoch.tenant, [])
+                wanted[slot] = (epoch.tenant, len(loads))
+                loads.append(load)
+                continue
+            owner, index = first
+            known = by_tenant[owner][index]
+            if owner != epoch.tenant and load.max_file_bytes > known.max_file_bytes:
+                by_tenant[owner][index] = replace(known, max_file_bytes=load.max_file_bytes)
     return tuple(_in_turn(list(by_tenant.values())))
 
 

@@ -11,7 +11,12 @@ import pytest
 from simulated_world import COLUMNS, make_dataset
 
 from accel_dask.config import MasterSettings, Settings
-from accel_dask.errors import OutcomeUnknown, SnapshotGone, SourceUnavailable
+from accel_dask.errors import (
+    OutcomeUnknown,
+    SnapshotGone,
+    SourceUnavailable,
+    StoreUnavailable,
+)
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, PublishRequest
 from accel_dask.model.epoch import Epoch, EpochState
@@ -609,3 +614,111 @@ def test_a_budget_that_will_not_do_fails_at_once(bench: Bench, master: Controlle
     (failed,) = view.epochs_of(FLIGHTS.dataset_id)
     assert failed.state is EpochState.FAILED
     assert failed.reason.startswith("QUOTA_EXCEEDED: acme.flights needs 5000.0 MiB")
+
+
+def test_a_poll_that_hangs_does_not_keep_its_dataset_from_being_published(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accel_dask.scheduler_plugin import publishing
+
+    monkeypatch.setitem(publishing._MOST_SECONDS, "poll", 0.2)
+    polled = make_dataset(name="polled", poll_seconds=0.01)
+    released, threads = threading.Event(), []
+
+    class Hangs(FakeSource):
+        def current_version(self) -> str:
+            threads.append(threading.current_thread())
+            released.wait(20)
+            return "1"
+
+    bench.sources["polled"] = Hangs()
+    put_record(bench.store, polled)
+    controller = bench.controller()
+    controller.start()
+    try:
+        deadline = time.monotonic() + 5
+        while not threads and time.monotonic() < deadline:
+            time.sleep(0.01)
+        bench.publish(polled, "n1")
+        bench.wait(serves(1, polled), 5)
+        bench.publish(FLIGHTS, "n1")
+        bench.wait(serves(1), 5)
+        assert len(threads) == 1, "a source that hangs costs one thread, not one for each poll"
+    finally:
+        released.set()
+        controller.close()
+
+
+def test_a_new_version_is_published_although_the_store_was_away_when_it_was_seen(
+    bench: Bench, master: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accel_dask.scheduler_plugin import publishing
+
+    polled = make_dataset(name="polled", poll_seconds=0.05)
+    source = bench.sources["polled"] = FakeSource()
+    put_record(bench.store, polled)
+    bench.wait(serves(1, polled))
+    refused: list[object] = []
+
+    def away_once(store: MemoryStore, record: PublishRequest) -> int:
+        if not refused:
+            refused.append(record)
+            raise StoreUnavailable("no member of etcd answered in time")
+        return create_record(store, record)
+
+    monkeypatch.setattr(publishing, "create_record", away_once)
+    source.newest = 2
+    bench.wait(serves(2, polled), 5)
+    assert refused
+
+
+def test_the_load_plans_of_refused_publishes_are_removed(bench: Bench, master: Controller) -> None:
+    bench.sources["flights"].file_bytes = 5000 * MIB
+    for number in range(1, 5):
+        bench.publish(FLIGHTS, f"n{number}")
+        bench.wait(lambda v, n=number: len(v.epochs_of(FLIGHTS.dataset_id)) == n)  # type: ignore[misc]
+    deadline = time.monotonic() + 5
+    while list_blobs(bench.store) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list_blobs(bench.store) == ()
+
+
+def test_a_snapshot_pinned_for_a_request_that_was_replaced_is_released(
+    bench: Bench, master: Controller
+) -> None:
+    source = bench.sources["flights"]
+    source.gate = threading.Event()
+    bench.publish(FLIGHTS, "n1", snapshot="2")
+    deadline = time.monotonic() + 5
+    while not source.planned and time.monotonic() < deadline:
+        time.sleep(0.01)
+    source.newest = 4
+    bench.publish(FLIGHTS, "n2")
+    source.gate.set()
+    bench.wait(serves(1))
+    while len(source.pins) != 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [label.rsplit("-", 1)[1] for label in source.pins] == ["4"]
+
+
+def test_a_commit_that_no_store_takes_does_not_hold_up_the_others(
+    bench: Bench, master: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accel_dask.scheduler_plugin import publishing
+
+    large = make_dataset(name="a_large_one")
+    bench.sources[large.name] = FakeSource()
+    put_record(bench.store, large)
+    real = publishing.open_epoch
+
+    def too_large(round_: object, planned: publishing.PlannedPublish) -> object:
+        commit = real(round_, planned)  # type: ignore[arg-type]
+        if planned.dataset.name != large.name:
+            return commit
+        return replace(commit, because="x", changes=commit.changes * 300)
+
+    monkeypatch.setattr(publishing, "open_epoch", too_large)
+    bench.publish(large, "n1")
+    bench.wait(lambda v: bench.sources[large.name].planned != [])
+    bench.publish(FLIGHTS, "n1")
+    bench.wait(serves(1), 5)

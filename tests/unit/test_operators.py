@@ -1,0 +1,220 @@
+"""What operators declare, and how their commands find the local cluster."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from simulated_world import make_dataset
+from typer.testing import CliRunner
+
+from accel_dask import admin, cli, local
+from accel_dask.current import Current, find_current, write_current
+from accel_dask.errors import ConfigError, StoreUnavailable, WaitTimedOut
+from accel_dask.flight_client import FlightSession
+from accel_dask.model.dataset import Dataset
+from accel_dask.model.tenant import Quota
+from accel_dask.store.memory import MemoryStore
+from accel_dask.store.mirror import Mirror
+from accel_dask.store.records import read_view
+from accel_dask.worker_plugin.process_record import start_ticks
+
+
+@pytest.fixture
+def store() -> Any:
+    with MemoryStore() as opened:
+        admin.create_tenant(opened, "acme")
+        yield opened
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ACCEL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("ACCEL_CONFIG", raising=False)
+    return tmp_path / "home"
+
+
+def current(pid: int, ticks: int) -> Current:
+    return Current(
+        pid=pid,
+        start_ticks=ticks,
+        directory="/nowhere",
+        config_file="/nowhere/accel.toml",
+        gateways=("grpc://127.0.0.1:1",),
+        dashboard="",
+        scheduler="",
+        tokens={},
+    )
+
+
+# What is declared
+
+
+def test_names_that_sql_does_not_tell_apart_are_refused(store: MemoryStore) -> None:
+    """A query for one would be answered from the other."""
+    admin.create_dataset(store, make_dataset(name="flights"))
+    with pytest.raises(ConfigError, match=r"there is acme\.flights already"):
+        admin.create_dataset(store, make_dataset(name="Flights"))
+    admin.create_dataset(store, make_dataset(name="flights", row_filter="true"))
+    admin.create_tenant(store, "globex")
+    admin.create_dataset(store, make_dataset(tenant="globex", name="FLIGHTS"))
+
+
+@pytest.mark.parametrize("field", ["threads", "concurrency", "deadline_ms", "max_result_rows"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_quota_that_nothing_could_run_within_is_refused(
+    store: MemoryStore, field: str, value: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"tenant acme: {field} must be at least 1, not {value}"):
+        admin.create_tenant(store, "acme", replace(Quota(), **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("replicas", 0), ("shard_target_bytes", 0), ("poll_seconds", -1.0)]
+)
+def test_a_dataset_field_that_cannot_be_used_is_refused(
+    store: MemoryStore, field: str, value: float
+) -> None:
+    with pytest.raises(ConfigError, match=rf"dataset acme\.flights: {field} must be"):
+        admin.create_dataset(store, make_dataset(**{field: value}))
+
+
+# Commands
+
+
+def test_a_directory_of_parquet_files_is_declared_by_its_absolute_path(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The master, which reads it, has another working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_store", lambda _: nullcontext(store))
+    result = CliRunner().invoke(
+        cli.app, ["dataset", "create", "acme.flights", "--parquet", "data/*.parquet"]
+    )
+    assert result.exit_code == 0, result.output
+    (declared,) = read_view(store).records(Dataset)
+    assert declared.source.option("path") == f"{tmp_path}/data/*.parquet"
+
+
+def test_the_token_of_a_tenant_on_another_cluster_is_shown_and_not_kept(
+    store: MemoryStore, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCEL_CONFIG", "elsewhere.toml")
+    monkeypatch.setattr(cli, "_store", lambda _: nullcontext(store))
+    result = CliRunner().invoke(cli.app, ["tenant", "create", "globex"])
+    assert result.exit_code == 0, result.output
+    assert "tenant globex created; user globex, token " in result.output.replace("\n", " ")
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("step", ["run", "wait"])
+def test_a_demo_that_is_interrupted_succeeds_only_if_every_step_held(
+    step: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[bool] = []
+
+    class Shown:
+        tokens: dict[str, str] = {}  # noqa: RUF012 - of this test alone
+
+        def __init__(self, *_: object) -> None: ...
+
+        def run(self) -> None:
+            if step == "run":
+                raise KeyboardInterrupt
+
+    class Cluster(local.LocalAccelCluster):
+        def close(self) -> None:
+            super().close()
+            closed.append(True)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accel_dask.demo.Demo", Shown)
+    monkeypatch.setattr(cli, "LocalAccelCluster", Cluster)
+    monkeypatch.setattr(cli, "_remember_demo", interrupt)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    result = CliRunner().invoke(cli.app, ["demo"])
+    assert result.exit_code == (cli._INTERRUPTED if step == "run" else 0)
+    assert closed
+
+
+def test_a_text_that_is_no_address_is_an_error_that_says_how_to_write_one() -> None:
+    with pytest.raises(ConfigError, match="write grpc://host:port"):
+        FlightSession("foo", "user", "token")
+
+
+# The local cluster
+
+
+def test_another_process_with_the_id_of_a_killed_cluster_is_not_taken_for_it(home: Path) -> None:
+    """`accel-dask down` would end it."""
+    ticks = start_ticks(os.getpid())
+    assert ticks is not None
+    write_current(current(os.getpid(), ticks - 1))
+    assert find_current() is None
+    write_current(current(os.getpid(), ticks))
+    assert find_current() is not None
+
+
+def test_what_a_killed_temporary_cluster_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_SHM", tmp_path)
+    kept, left = tmp_path / "accel-dask-kept", tmp_path / "accel-dask-left"
+    for directory in (kept, left):
+        directory.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from accel_dask import local;"
+        "local._SHM = Path(sys.argv[1]);"
+        "local._shard_root('one', Path(sys.argv[2]), is_temporary=True);"
+        "local._shard_root('two', Path(sys.argv[3]), is_temporary=False)"
+    )
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(left), str(kept)]
+    subprocess.run(arguments, check=True, timeout=60)
+    ours = local._shard_root("ours", tmp_path, is_temporary=True)
+    local._shard_root("again", tmp_path, is_temporary=True)
+    assert not left.exists()
+    assert not (tmp_path / "accel-dask-one").exists()
+    assert kept.exists()
+    assert (tmp_path / "accel-dask-two").exists(), "its shard files are used at its next start"
+    assert ours.exists(), "of a process that lives"
+
+
+def test_a_wait_for_a_publish_ends_when_the_cluster_was_stopped(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "_SILENT_SECONDS", 0.5)
+    admin.create_dataset(store, make_dataset())
+    requested = admin.publish(store, make_dataset().dataset_id)
+    spinner = SimpleNamespace(update=lambda _: None)
+    with Mirror(store) as mirror:
+        monkeypatch.setattr(Mirror, "last_contact", time.monotonic())
+        with pytest.raises(StoreUnavailable, match=r"went silent while acme\.flights"):
+            cli._wait_showing(mirror, requested, 60.0, spinner)
+
+
+def test_a_publish_that_takes_too_long_says_what_it_waits_for(store: MemoryStore) -> None:
+    admin.create_dataset(store, make_dataset())
+    requested = admin.publish(store, make_dataset().dataset_id)
+    spinner = SimpleNamespace(update=lambda _: None)
+    with Mirror(store) as mirror, pytest.raises(WaitTimedOut, match="no host is alive"):
+        cli._wait_showing(mirror, requested, 0.2, spinner)
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = local.LocalOptions(directory=tmp_path / "new", gateway_port=port)
+        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is in use; give another"):
+            local.LocalAccelCluster(options).start()
+    assert not (tmp_path / "new").exists()
