@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, LoadError, NotAcceleratable
@@ -30,11 +29,7 @@ from accel_dask.model.tenant import tenant_path
 from accel_dask.scheduler_plugin.admission import admit
 from accel_dask.scheduler_plugin.placement import place
 from accel_dask.scheduler_plugin.round import Round, is_declared
-from accel_dask.store.base import MAX_REQUEST_BYTES
-
-_MAX_EPOCH_BYTES: Final = MAX_REQUEST_BYTES * 2 // 5
-"""Of an epoch with its placement: the switch writes two epochs in one transaction."""
-_MAX_BOUNDS_BYTES: Final = _MAX_EPOCH_BYTES // 2
+from accel_dask.scheduler_plugin.shard_stats import MAX_EPOCH_BYTES, summary_stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,35 +212,24 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
 
 
 def _summaries(tasks: Sequence[LoadTask]) -> tuple[ShardSummary, ...]:
-    """The shards with the bounds of all columns, or, where these are too many for a record, of
-    those that they are sorted by, or none: bounds only save work."""
-    everything = frozenset(stats.name for stats in tasks[0].stats)
-    for names in (everything, frozenset(tasks[0].sort_by)):
-        shards = _with_bounds(tasks, names)
-        if len(encode(shards)) <= _MAX_BOUNDS_BYTES:
-            return shards
-    return _with_bounds(tasks, frozenset())
-
-
-def _with_bounds(tasks: Sequence[LoadTask], names: frozenset[str]) -> tuple[ShardSummary, ...]:
     return tuple(
         ShardSummary(
             shard_id=task.shard_id,
             rows=task.rows,
             source_bytes=task.source_bytes,
-            stats=tuple(stats for stats in task.stats if stats.name in names),
+            stats=stats,
         )
-        for task in tasks
+        for task, stats in zip(tasks, summary_stats(tasks), strict=True)
     )
 
 
 def _check_size(epoch: Epoch, *others: Placement) -> None:
     """Raise `NotAcceleratable` if the records are larger than the store takes."""
     size = sum(len(encode(record)) for record in (epoch, *others))
-    if size > _MAX_EPOCH_BYTES:
+    if size > MAX_EPOCH_BYTES:
         raise NotAcceleratable(
             f"{epoch.dataset_id}: {len(epoch.shards):,} shards and {len(epoch.columns):,} columns "
-            f"take {size:,} bytes of records, and the state store takes {_MAX_EPOCH_BYTES:,}; "
+            f"take {size:,} bytes of records, and the state store takes {MAX_EPOCH_BYTES:,}; "
             "raise shard_target_bytes, or hold fewer columns"
         )
 

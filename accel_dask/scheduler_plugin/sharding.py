@@ -16,7 +16,7 @@ from itertools import groupby
 
 from accel_dask.codec import digest
 from accel_dask.errors import SchemaUnsupported
-from accel_dask.model.bounds import bound_key, merge_stats
+from accel_dask.model.bounds import FLOATS, bound_key, merge_stats
 from accel_dask.model.dataset import Dataset, Rollup
 from accel_dask.model.ids import ShardId
 from accel_dask.model.load_plan import SHARD_FORMAT, LoadTask
@@ -129,7 +129,7 @@ def _task(
 
 
 def _merge(columns: Iterable[Column], files: Sequence[DataFile]) -> tuple[ColumnStats, ...]:
-    by_file = [({stats.name: stats for stats in file.stats}, file.record_count) for file in files]
+    by_file = [(_file_stats(columns, file), file.record_count) for file in files]
     return tuple(
         merge_stats(
             column.name,
@@ -138,6 +138,17 @@ def _merge(columns: Iterable[Column], files: Sequence[DataFile]) -> tuple[Column
         )
         for column in columns
     )
+
+
+def _file_stats(columns: Iterable[Column], file: DataFile) -> dict[str, ColumnStats]:
+    """What is known of a file's columns, also of those that its partition gives a value."""
+    found = {stats.name: stats for stats in file.stats}
+    types = {column.name: column.type for column in columns}
+    for name, value in file.constants:
+        says_nothing = found.get(name, ColumnStats(name=name)) == ColumnStats(name=name)
+        if value is not None and says_nothing and types.get(name) not in FLOATS:
+            found[name] = ColumnStats(name=name, null_count=0, lower=value, upper=value, exact=True)
+    return found
 
 
 def _pieces(
