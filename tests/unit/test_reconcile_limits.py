@@ -101,7 +101,9 @@ def test_the_record_of_a_wide_epoch_keeps_the_bounds_that_fit() -> None:
     epoch = world.view.open_epoch(FLIGHTS.dataset_id)
     assert epoch is not None
     assert 2 * len(encode(epoch)) < MAX_REQUEST_BYTES
-    assert [stats.name for stats in epoch.shards[0].stats] == ["column_0"]
+    kept = [stats.name for stats in epoch.shards[0].stats]
+    assert kept[0] == "column_0", "what it is sorted by comes first"
+    assert len(kept) < 150
 
 
 def test_an_epoch_with_more_shards_than_a_record_takes_is_refused_with_the_way_out() -> None:
