@@ -12,7 +12,8 @@ AccelError
 ├─ AuthError                Unauthenticated
 ├─ QueryError               InvalidQuery · UnknownTable · UnsupportedQuery ·
 │                           ReadOnly
-│  └─ LimitExceeded         RowLimit · MemoryLimit · DeadlineExceeded · TextLimit
+│  └─ LimitExceeded         RowLimit · ScanLimit · MemoryLimit · DeadlineExceeded ·
+│                           TextLimit
 ├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable
 └─ QueryCancelled
 
@@ -188,6 +189,10 @@ class TextLimit(LimitExceeded):
 
 class RowLimit(LimitExceeded):
     """The answer has more rows than the tenant's limit."""
+
+
+class ScanLimit(LimitExceeded):
+    """The query would read, or move between executors, more than the tenant's limit."""
 
 
 class MemoryLimit(LimitExceeded):

@@ -10,15 +10,16 @@ from accel_dask.errors import AccelError, QueryCancelled
 from accel_dask.query_planner.plan import QueryPlan
 from flightsql_gateway.admission import Slot
 from flightsql_gateway.calls import Call
-from flightsql_gateway.execute import Stream
-from flightsql_gateway.query import QueryRecord
+from flightsql_gateway.query import BatchStream, QueryRecord
 from flightsql_gateway.receipts import Receipt
 
 
 class Answer:
     """A query's batches. Closing it frees its place; it is closed at its end by itself."""
 
-    def __init__(self, stream: Stream, call: Call, slot: Slot, record: QueryRecord) -> None:
+    def __init__(
+        self, stream: BatchStream, call: Call, slot: Slot | None, record: QueryRecord
+    ) -> None:
         self._stream = stream
         self._call = call
         self._slot = slot
@@ -74,7 +75,8 @@ class Answer:
         return error
 
     def _stop(self) -> None:
-        self._slot.release()
+        if self._slot is not None:
+            self._slot.release()
         self._stream.cancel()
 
     def close(self) -> None:
@@ -88,7 +90,8 @@ class Answer:
         self._is_closed = True
         self._call.close()
         self._stream.close()
-        self._slot.release()
+        if self._slot is not None:
+            self._slot.release()
         self._record.finish(error)
 
     def __enter__(self) -> Answer:

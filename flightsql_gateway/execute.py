@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -26,8 +26,8 @@ from accel_dask.errors import (
 )
 from accel_dask.flight_errors import from_flight
 from accel_dask.model.routing import ExecutorRoute, RoutingTable
-from accel_dask.model.ticket import Cancellation, Ticket, sign
-from accel_dask.query_planner.plan import Fragment, QueryPlan
+from accel_dask.model.ticket import Cancellation, Input, Piece, Source, Ticket, sign
+from accel_dask.query_planner.plan import Fragment, Part, PartInput, QueryPlan
 from flightsql_gateway.calls import Call
 from flightsql_gateway.executor_client import ExecutorClients
 from flightsql_gateway.routing_cache import RoutingCache
@@ -53,8 +53,8 @@ class Order:
     query_id: str
     parameters: bytes
     describe_only: bool
-    replan: Callable[[RoutingTable], QueryPlan]
-    """The query's plan on a routing table."""
+    replan: Callable[[RoutingTable, frozenset[str]], QueryPlan]
+    """The query's plan on a routing table, without executors at some addresses if it can be."""
 
 
 class Stream:
@@ -129,16 +129,20 @@ class Execution:
         give_up_at = min(time.monotonic() + RETRY_SECONDS, call.deadline)
         pause = _FIRST_PAUSE_SECONDS
         retries = 0
+        plan: QueryPlan | None = None
+        silent: frozenset[str] = frozenset()
         while True:
             call.check()
             table = self._routing.current()
             try:
-                plan = order.replan(table)
+                plan = order.replan(table, silent)
                 stream = self._try_candidates(plan, order, call)
             except (NotResident, StaleEpoch, ExecutorUnavailable) as error:
                 if time.monotonic() + pause >= give_up_at:
                     raise
                 log.info("query %s waits for an executor: %s", order.query_id, error)
+                if isinstance(error, ExecutorUnavailable):
+                    silent |= _coordinator(plan)
             else:
                 stream.retries = retries
                 return stream
@@ -192,20 +196,30 @@ class Execution:
         return Stream(plan, route, reader, first, lambda: self._clients.ended(route.address))
 
     def _ticket(self, plan: QueryPlan, fragment: Fragment, order: Order, remaining: float) -> bytes:
+        key = self._routing.ticket_key()
         timeout_ms = max(int(remaining * 1000), 1)
         ticket = Ticket(
             version=TICKET_VERSION,
             query_id=order.query_id,
             tenant=plan.tenant,
             sql=fragment.sql,
-            parameters=order.parameters,
+            parameters=select_parameters(order.parameters, fragment.parameters),
             tokens=fragment.tokens,
             expires_at_ms=int(time.time() * 1000) + timeout_ms + 1000,
             timeout_ms=timeout_ms,
             max_result_rows=plan.limits.max_result_rows,
             describe_only=order.describe_only,
         )
-        return sign(encode(ticket), self._routing.ticket_key())
+        inputs = tuple(
+            Input(
+                name=one.name,
+                pieces=tuple(_piece(ticket, one, part, order, key) for part in one.parts),
+                max_rows=one.max_rows,
+                max_bytes=one.max_bytes,
+            )
+            for one in fragment.inputs
+        )
+        return sign(encode(replace(ticket, inputs=inputs)), key)
 
     def _translated(
         self, error: BaseException, route: ExecutorRoute, client: flight.FlightClient
@@ -239,6 +253,50 @@ class Execution:
             log.info(
                 "query %s could not be cancelled: %s", cancellation.query_id, from_flight(error)
             )
+
+
+def _coordinator(plan: QueryPlan | None) -> frozenset[str]:
+    """The plan of a spread query names one executor to ask; the next plan is to name another."""
+    if plan is None or not plan.fragments[0].inputs:
+        return frozenset()
+    return frozenset(route.address for route in plan.fragments[0].candidates)
+
+
+def _piece(ticket: Ticket, of: PartInput, part: Part, order: Order, key: bytes) -> Piece:
+    """The order for a peer's share, with the query's own deadline."""
+    signed = sign(
+        encode(
+            replace(
+                ticket,
+                sql=part.sql,
+                parameters=select_parameters(order.parameters, part.parameters),
+                tokens=part.tokens,
+                max_result_rows=of.max_rows,
+                is_part=True,
+            )
+        ),
+        key,
+    )
+    return Piece(
+        alternatives=tuple(Source(address=one.address, ticket=signed) for one in part.candidates)
+    )
+
+
+def select_parameters(parameters: bytes, wanted: tuple[int, ...] | None) -> bytes:
+    """The columns `wanted` of `parameters`, an Arrow IPC stream of one row; None: all."""
+    if not parameters or wanted is None:
+        return parameters
+    if not wanted:
+        return b""
+    row = pa.ipc.open_stream(parameters).read_all()
+    selected = pa.Table.from_arrays(
+        [row.column(index) for index in wanted], [f"p{n}" for n in range(len(wanted))]
+    )
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, selected.schema) as writer:
+        writer.write_table(selected)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _next_batch(reader: flight.FlightStreamReader) -> pa.RecordBatch | None:

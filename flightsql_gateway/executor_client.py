@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _OPTIONS: Final = [
     ("grpc.use_local_subchannel_pool", 1),  # a new client is a new connection
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 _MAX_CLIENTS: Final = 512

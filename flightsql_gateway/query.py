@@ -6,12 +6,14 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
+
+import pyarrow as pa
 
 from accel_dask.errors import AccelError
+from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import QueryPlan
 from flightsql_gateway.auth import Identity
-from flightsql_gateway.execute import Stream
 from flightsql_gateway.receipts import DatasetReceipt, Receipt, shortened
 
 Observer = Callable[[Identity, Receipt], None]
@@ -31,13 +33,41 @@ class Query:
     describe_only: bool = False
 
 
+class BatchStream(Protocol):
+    """The batches of one answer, and where they come from."""
+
+    @property
+    def plan(self) -> QueryPlan: ...
+
+    @property
+    def executor(self) -> ExecutorRoute | None:
+        """None: it is answered here."""
+        ...
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    @property
+    def retries(self) -> int: ...
+
+    def read(self) -> pa.RecordBatch | None:
+        """The next batch; None: that was all."""
+        ...
+
+    def cancel(self) -> None:
+        """End it from another thread; a blocked `read` fails."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class QueryRecord:
     """Collects what the receipt will say."""
 
     def __init__(self, query: Query, observers: tuple[Observer, ...]) -> None:
         self.query_id: Final = uuid.uuid4().hex
         self.plan: QueryPlan | None = None
-        self.stream: Stream | None = None
+        self.stream: BatchStream | None = None
         self.plan_ms = self.queue_ms = self.run_ms = 0.0
         self.rows = self.bytes = 0
         self.receipt: Receipt | None = None
@@ -67,6 +97,8 @@ class QueryRecord:
             route=plan.fragments[0].kind.value if plan and executor else "",
             datasets=_datasets(plan),
             executor=f"{executor.worker}/{executor.generation}" if executor else "",
+            executors=_executors(plan) if executor else 0,
+            verdict=str(plan.verdict) if plan else "",
             started_at_ms=self._started_at_ms,
             plan_ms=round(self.plan_ms, 3),
             queue_ms=round(self.queue_ms, 3),
@@ -78,6 +110,14 @@ class QueryRecord:
         )
         for observe in self._observers if not query.describe_only else ():
             observe(query.identity, self.receipt)
+
+
+def _executors(plan: QueryPlan | None) -> int:
+    """The one that was asked and those that it asks."""
+    if plan is None:
+        return 0
+    parts = (part for one in plan.fragments[0].inputs for part in one.parts)
+    return 1 + len({part.candidates[0].address for part in parts})
 
 
 def _told(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Final
 
 import pyarrow as pa
@@ -20,13 +21,14 @@ from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota
 from accel_dask.query_planner.cache import PlanCache
-from accel_dask.query_planner.pipeline import explain
+from accel_dask.query_planner.pipeline import explain, plan_query
 from accel_dask.query_planner.plan import PlanContext, QueryPlan
 from flightsql_gateway.admission import Admission, Slot
 from flightsql_gateway.answer import Answer
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.calls import Call, CallWatch
 from flightsql_gateway.execute import Execution, Order
+from flightsql_gateway.explain import SCHEMA, ExplainStream, explained
 from flightsql_gateway.query import Observer, Query, QueryRecord
 from flightsql_gateway.routing_cache import RoutingCache
 
@@ -74,6 +76,10 @@ class QueryService:
             raise
         slot: Slot | None = None
         try:
+            inner = explained(query.sql)
+            if inner is not None:
+                record.stream = self._explain(replace(query, sql=inner), record)
+                return Answer(record.stream, call, None, record)
             self._check(query, record)
             slot = self._admission.admit(query.identity.tenant, quota, call)
             record.queue_ms = slot.queue_ms
@@ -81,7 +87,7 @@ class QueryService:
                 query_id=record.query_id,
                 parameters=query.parameters,
                 describe_only=query.describe_only,
-                replan=lambda table: self._plan(query, table, record),
+                replan=lambda table, avoid: self._plan(query, table, record, avoid),
             )
             started = time.monotonic()
             stream = self._execution.start(order, call)
@@ -105,6 +111,9 @@ class QueryService:
         """
         query = Query(sql=sql, identity=identity, describe_only=True)
         self.check(sql, identity)
+        inner = explained(sql)
+        if inner is not None:
+            return self._plan(replace(query, sql=inner), self._routing.current()), SCHEMA
         try:
             plan = self._plan(query, self._routing.current())
             schema = self._schemas.get(_schema_key(plan))
@@ -127,6 +136,8 @@ class QueryService:
             QueryError: the gate refuses it, or it names an unknown table.
             NotResident: a dataset of it has never been loaded.
         """
+        inner = explained(sql)
+        sql = sql if inner is None else inner
         with self._turn_to_parse(sql):
             self._plans.check(sql, self._context(self._routing.current(), identity))
 
@@ -155,12 +166,26 @@ class QueryService:
         self.check(query.sql, query.identity)
         record.plan_ms += (time.monotonic() - started) * 1000
 
+    def _explain(self, query: Query, record: QueryRecord) -> ExplainStream:
+        """The plan as it is now, with any parameters that the statement has."""
+        plan = self._plan(query, self._routing.current())
+        record.plan = plan
+        return ExplainStream(plan)
+
     def _plan(
-        self, query: Query, table: RoutingTable, record: QueryRecord | None = None
+        self,
+        query: Query,
+        table: RoutingTable,
+        record: QueryRecord | None = None,
+        avoid: frozenset[str] = frozenset(),
     ) -> QueryPlan:
         started = time.monotonic()
+        context = self._context(table, query.identity)
         with self._turn_to_parse(query.sql):
-            plan = self._plans.plan(query.sql, self._context(table, query.identity))
+            if avoid:
+                plan = plan_query(query.sql, replace(context, avoid=avoid))
+            else:
+                plan = self._plans.plan(query.sql, context)
         if record is not None:
             record.plan_ms += (time.monotonic() - started) * 1000
             record.plan = plan
@@ -186,4 +211,6 @@ class QueryService:
 
 def _schema_key(plan: QueryPlan) -> tuple[TenantId, str]:
     """The physical SQL names shards by their content, so it decides the schema."""
-    return plan.tenant, plan.fragments[0].sql
+    fragment = plan.fragments[0]
+    parts = (part.sql for one in fragment.inputs for part in one.parts)
+    return plan.tenant, "\0".join((fragment.sql, *parts))

@@ -40,6 +40,10 @@ class Receipt:
     """`hot`, `cold` or `olap`; empty: it was not run."""
     datasets: tuple[DatasetReceipt, ...] = ()
     executor: str = ""
+    executors: int = 0
+    """That one and those that it asked for their parts."""
+    verdict: str = ""
+    """What statistics said of its cost before it ran."""
     started_at_ms: int = 0
     plan_ms: float = 0.0
     queue_ms: float = 0.0

@@ -65,7 +65,7 @@ class ShardSummary:
     rows: int | None
     source_bytes: int
     stats: tuple[ColumnStats, ...] = ()
-    """Bounds of the sort and partition columns, for pruning."""
+    """For pruning: of all columns or, where that is too much, of those that prune most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

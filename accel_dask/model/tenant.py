@@ -29,6 +29,14 @@ class Quota:
     deadline_ms: int = 10_000
     """Total time of a query: queue, plan, run and stream."""
     max_result_rows: int = 1_000_000
+    max_scan_rows: int = 200_000_000
+    """Rows of all shards that one query reads, by their statistics, before it runs."""
+    max_scan_bytes: int = 8 * 1024 * MIB
+    """As `max_scan_rows`, in bytes of the source's files."""
+    max_gather_rows: int = 2_000_000
+    """Rows that one query's coordinator may fetch from other executors."""
+    max_gather_bytes: int = 96 * MIB
+    """As `max_gather_rows`, in bytes of Arrow buffers."""
     load_threads: int = 2
     """DuckDB threads of one loader."""
 

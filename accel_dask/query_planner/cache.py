@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import DatasetRoute, RoutingTable
+from accel_dask.query_planner.bound import limits_of
 from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.pipeline import plan_parsed
 from accel_dask.query_planner.plan import PlanContext, QueryDraft, QueryPlan
@@ -87,9 +88,7 @@ def _still_holds(plan: QueryPlan, routing: RoutingTable | None, context: PlanCon
         return True
     if not plan.routes:
         return False
-    if context.quota.deadline_ms != plan.limits.deadline_ms:
-        return False
-    if context.quota.max_result_rows != plan.limits.max_result_rows:
+    if limits_of(context.quota) != plan.limits:
         return False
     return all(
         _same(route, context.routing.datasets.get(route.dataset_id)) for route in plan.routes

@@ -84,10 +84,20 @@ array cast coalesce current_catalog current_database current_schema current_user
 gen_random_uuid if ifnull nullif session_user try try_cast typeof uuid uuidv4 uuidv7 version
 """
 
+_UNREPEATABLE = """
+age ago current_date current_localtime current_localtimestamp current_time current_timestamp
+gen_random_uuid get_current_time get_current_timestamp localtime localtimestamp now random today
+transaction_timestamp uuid uuidv4 uuidv7
+"""
+
 FUNCTIONS: Final = frozenset(
     f"{_AGGREGATES} {_WINDOW} {_NUMBERS} {_TEXT} {_TIME} {_NESTED} {_OTHER}".split()
 )
 """Lower-case names."""
+AGGREGATES: Final = frozenset(_AGGREGATES.split())
+"""All of them that make one value of many rows."""
+UNREPEATABLE: Final = frozenset(_UNREPEATABLE.split())
+"""Two executors may give different values for these, or one executor at two times."""
 
 TYPES_WITH_ARGUMENTS: Final = frozenset(
     [

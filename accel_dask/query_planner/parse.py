@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sqlglot import exp
 
@@ -13,6 +14,7 @@ from accel_dask.query_planner.lexemes import Kind, Lexeme, check_calls, render, 
 from accel_dask.query_planner.plan import (
     CATALOG,
     Edit,
+    ParameterMark,
     ParsedQuery,
     PlanContext,
     QueryDraft,
@@ -52,6 +54,7 @@ def _parse(sql: str, tenant: TenantId) -> ParsedQuery:
                 end=ends[found.last],
                 parts=found.parts,
                 has_alias=found.has_alias,
+                node=found.node,
             )
             for found in sorted(reader.tables, key=lambda found: found.first)
         ),
@@ -64,39 +67,55 @@ def _parse(sql: str, tenant: TenantId) -> ParsedQuery:
             for first, last, replacement in sorted(reader.edits)
         ),
         parameter_columns=_parameter_columns(tree, lexemes),
+        marks=tuple(
+            ParameterMark(
+                start=offsets[index],
+                end=ends[index + (lexemes[index].text == "$")],
+                number=number - 1,
+            )
+            for index, number in _parameters(lexemes)
+        ),
+        tree=tree,
+        token_spans=tuple(
+            (offsets[first], ends[min(following, len(lexemes)) - 1])
+            for first, following in pairwise([*first_lexemes, len(all_lexemes)])
+            if first < len(lexemes)
+        ),
+        token_starts=tuple(token.start for token in tokens),
     )
 
 
-def _parameters(lexemes: list[Lexeme]) -> list[int]:
-    """The number of each parameter mark in the text, in order.
+def _parameters(lexemes: list[Lexeme]) -> list[tuple[int, int]]:
+    """For each parameter mark in the text, in order, its lexeme and number.
 
     Raises:
         UnsupportedQuery: named parameters.
         InvalidQuery: marks and numbers mixed, or numbers with a gap.
     """
-    found: list[int] = []
+    found: list[tuple[int, int]] = []
     kinds: set[str] = set()
     for index, lexeme in enumerate(lexemes):
         if lexeme.kind is not Kind.SYMBOL or lexeme.text not in {"?", "$"}:
             continue
         kinds.add(lexeme.text)
         if lexeme.text == "?":
-            found.append(len(found) + 1)
+            found.append((index, len(found) + 1))
             continue
         following = lexemes[index + 1] if index + 1 < len(lexemes) else None
         if following is None or not following.text.isdigit() or following.start != lexeme.end:
             raise UnsupportedQuery("named parameters are not served here; use ?")
-        found.append(int(following.text))
+        found.append((index, int(following.text)))
     if len(kinds) > 1:
         raise InvalidQuery("the query mixes ? and $1 parameters; use one kind")
-    if set(found) != set(range(1, len(set(found)) + 1)):
+    numbers = {number for _, number in found}
+    if numbers != set(range(1, len(numbers) + 1)):
         raise InvalidQuery("parameters must be numbered $1, $2, ... without a gap")
     return found
 
 
 def _parameter_columns(tree: exp.Expr, lexemes: list[Lexeme]) -> tuple[str, ...]:
     """For each parameter the column that it is compared with, if that is plain to see."""
-    numbers = _parameters(lexemes)
+    numbers = [number for _, number in _parameters(lexemes)]
     if not numbers:
         return ()
     columns = [""] * max(numbers)
@@ -125,6 +144,7 @@ class _Named:
     last: int
     parts: tuple[str, ...]
     has_alias: bool
+    node: exp.Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +252,7 @@ class _Reader:
         first, last = self._index_of(parts[0]), self._index_of(parts[-1])
         self._check_dotted(first, last, len(parts))
         self.tables.append(
-            _Named(first, last, tuple(str(part.name) for part in parts), bool(table.alias))
+            _Named(first, last, tuple(str(part.name) for part in parts), bool(table.alias), table)
         )
 
     def _read_column(self, column: exp.Column, scope: _Scope) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.ids import DatasetId, TenantId
-from accel_dask.model.routing import build_routing
+from accel_dask.model.routing import ExecutorRoute, build_routing
 from accel_dask.query_planner.bound import bound
 from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.plan import (
@@ -46,6 +46,7 @@ def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
         draft = step(draft, context)
     assert draft.parsed is not None
     assert draft.limits is not None
+    assert draft.verdict is not None
     return QueryPlan(
         tenant=context.tenant,
         sql=draft.sql,
@@ -54,6 +55,7 @@ def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
         limits=draft.limits,
         parameters=len(draft.parsed.parameter_columns),
         parameter_columns=draft.parsed.parameter_columns,
+        verdict=draft.verdict,
         reasons=draft.reasons,
         routes=tuple({scan.route.dataset_id: scan.route for scan in draft.scans}.values()),
     )
@@ -66,18 +68,36 @@ def warm_up() -> None:
 
 
 def explain(plan: QueryPlan) -> str:
-    """The plan for people."""
-    lines = [f"tenant {plan.tenant}", *plan.reasons]
+    """The plan for people, pass by pass."""
+    limits = plan.limits
+    lines = [f"tenant {plan.tenant}"]
     lines += [
-        f"reads {used.dataset_id}@{used.epoch} (snapshot {used.snapshot_id}): "
+        f"prune: {used.dataset_id}@{used.epoch} (snapshot {used.snapshot_id}): reads "
         f"{used.shards} of {used.total_shards} shards"
         for used in plan.datasets
     ]
-    lines.append(f"limits: {plan.limits.deadline_ms} ms, {plan.limits.max_result_rows:,} rows")
+    lines += [
+        f"bound: {plan.verdict}",
+        (
+            f"limits: {limits.deadline_ms} ms, {limits.max_result_rows:,} result rows, "
+            f"{limits.max_scan_rows:,} rows and {limits.max_scan_bytes:,} bytes scanned, "
+            f"{limits.max_gather_rows:,} rows and {limits.max_gather_bytes:,} bytes gathered"
+        ),
+    ]
+    lines += [f"plan: {reason}" for reason in plan.reasons]
     for number, fragment in enumerate(plan.fragments, 1):
-        where = ", ".join(f"{c.worker}/{c.generation}" for c in fragment.candidates)
+        for one in fragment.inputs:
+            rows = "" if one.rows is None else f", at most {one.rows:,} rows"
+            lines.append(f"input {one.name}: {len(one.parts)} part(s){rows}")
+            for part in one.parts:
+                lines += [f"  part on {_places(part.candidates)}:", f"    {part.sql}"]
+        where = _places(fragment.candidates)
         lines += [f"fragment {number} ({fragment.kind}) on {where}:", f"  {fragment.sql}"]
     return "\n".join(lines)
+
+
+def _places(executors: tuple[ExecutorRoute, ...]) -> str:
+    return ", ".join(f"{one.worker}/{one.generation}" for one in executors)
 
 
 def _used(scans: tuple[Scan, ...]) -> tuple[UsedDataset, ...]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from sqlglot import exp
+
+from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import DatasetId, EpochNumber, TenantId
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
 from accel_dask.model.snapshot import SnapshotId
@@ -24,6 +27,8 @@ class PlanContext:
     quota: Quota = field(default_factory=Quota)
     seed: str = ""
     """Varies the order of a plan's candidates; the same seed gives the same order."""
+    avoid: frozenset[str] = frozenset()
+    """Addresses of executors that did not answer just now."""
 
 
 class FragmentKind(StrEnum):
@@ -43,6 +48,39 @@ class QueryLimits:
 
     deadline_ms: int
     max_result_rows: int
+    max_scan_rows: int
+    max_scan_bytes: int
+    max_gather_rows: int
+    max_gather_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What is known of a query's cost before it runs. Every figure is an upper bound."""
+
+    shape: str
+    """As `aggregate` or `join, group by, top-n`."""
+    scan_rows: int | None
+    """None: the source does not say."""
+    scan_bytes: int
+    """Of the source's files."""
+    result_rows: int | None
+    """None: no bound is known; `reason` and `clause` say why."""
+    reason: str = ""
+    clause: str = ""
+
+    @property
+    def is_bounded(self) -> bool:
+        return self.scan_rows is not None and self.result_rows is not None
+
+    def __str__(self) -> str:
+        rows = "an unknown number of" if self.scan_rows is None else f"at most {self.scan_rows:,}"
+        told = f"{self.shape}: scans {rows} rows, {self.scan_bytes:,} bytes of source files"
+        if self.result_rows is not None:
+            told += f", returns at most {self.result_rows:,} rows"
+        if self.is_bounded:
+            return f"bounded; {told}"
+        return f"not bounded, because {self.reason} ({self.clause}); {told}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +96,46 @@ class UsedDataset:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fragment:
-    """The part of a plan that runs in one place."""
+class Part:
+    """One peer's share of an input."""
 
     kind: FragmentKind
     sql: str
     """Physical SQL: every table is an attached shard."""
     tokens: tuple[EpochToken, ...]
+    parameters: tuple[int, ...]
+    """As in `Fragment`."""
     candidates: tuple[ExecutorRoute, ...]
     """Executors that can run it, in the order to try them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartInput:
+    """A relation that a fragment's SQL names, made of the rows of all its parts."""
+
+    name: str
+    parts: tuple[Part, ...]
+    max_rows: int
+    max_bytes: int
+    rows: int | None
+    """An upper bound from statistics."""
+    because: str
+    """What it holds, for people."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fragment:
+    """The part of a plan that one executor runs, with what it fetches from its peers first."""
+
+    kind: FragmentKind
+    sql: str
+    """Physical SQL: every table is an attached shard or an input."""
+    tokens: tuple[EpochToken, ...]
+    candidates: tuple[ExecutorRoute, ...]
+    """Executors that can run it, in the order to try them."""
+    inputs: tuple[PartInput, ...] = ()
+    parameters: tuple[int, ...] | None = None
+    """Which of the query's parameters, from 0, its own are, in order; None: all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +153,7 @@ class QueryPlan:
     """How many values must be bound."""
     parameter_columns: tuple[str, ...]
     """For each of them the column that it is compared with, in lower case; empty: none."""
+    verdict: Verdict
     reasons: tuple[str, ...]
     """What was decided and why, one sentence per pass that has something to say."""
     routes: tuple[DatasetRoute, ...]
@@ -100,6 +170,7 @@ class TableReference:
     parts: tuple[str, ...]
     """`table`, `schema.table` or `catalog.schema.table`, without quotes."""
     has_alias: bool
+    node: exp.Table
 
     @property
     def table(self) -> str:
@@ -116,6 +187,16 @@ class Edit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterMark:
+    """A `?` or `$1` in `ParsedQuery.text`."""
+
+    start: int
+    end: int
+    number: int
+    """Of the parameter, from 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParsedQuery:
     """One statement that passed the gate. `text` is the user's own, without comments."""
 
@@ -124,6 +205,14 @@ class ParsedQuery:
     edits: tuple[Edit, ...]
     parameter_columns: tuple[str, ...]
     """As in `QueryPlan`."""
+    marks: tuple[ParameterMark, ...]
+    """In the order of the text."""
+    tree: exp.Expr
+    """Never changed."""
+    token_spans: tuple[tuple[int, int], ...]
+    """Start and end in `text` of each token of the parser."""
+    token_starts: tuple[int, ...]
+    """Where each token begins in the statement as it was sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +226,26 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Shards that are read together from one of the peers that have all of them."""
+
+    shards: frozenset[Attachment]
+    executors: tuple[ExecutorRoute, ...]
+    """In the order to try them; all of them have `SpreadRoute.everywhere` too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpreadRoute:
+    """Who reads what of a query that no executor has whole."""
+
+    coordinator: ExecutorRoute
+    shares: tuple[Share, ...]
+    """Together all the shards that the coordinator lacks, each once."""
+    everywhere: frozenset[DatasetId]
+    """Datasets of which every executor here has all shards that the query reads."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QueryDraft:
     """A plan in the making: each pass fills in its part."""
 
@@ -144,6 +253,10 @@ class QueryDraft:
     parsed: ParsedQuery | None = None
     scans: tuple[Scan, ...] = ()
     limits: QueryLimits | None = None
+    verdict: Verdict | None = None
     candidates: tuple[ExecutorRoute, ...] = ()
+    """Executors that have every shard of the query."""
+    spread: SpreadRoute | None = None
+    """If there are no candidates."""
     fragments: tuple[Fragment, ...] = ()
     reasons: tuple[str, ...] = ()

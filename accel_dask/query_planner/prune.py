@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
+from accel_dask.model.routing import DatasetRoute
 from accel_dask.query_planner.plan import PlanContext, QueryDraft, Scan
+from accel_dask.query_planner.pruning import KeptShards, kept_shards
 
 
 def prune(draft: QueryDraft, context: PlanContext) -> QueryDraft:  # noqa: ARG001 - a pass
-    """Choose the shards of each scan. All of them for now: bounds are not looked at yet."""
+    """Choose the shards of each scan: those that may hold a row that the query's conditions
+    let pass."""
+    assert draft.parsed is not None
+    tables = [(scan.reference.node, scan.route) for scan in draft.scans]
+    found = kept_shards(draft.parsed.tree, tables)
     scans = tuple(
-        Scan(
-            reference=scan.reference,
-            route=scan.route,
-            shards=tuple(range(len(scan.route.shards))),
-        )
-        for scan in draft.scans
+        replace(scan, shards=kept.shards or _fencing_shard(scan.route))
+        for scan, kept in zip(draft.scans, found, strict=True)
     )
-    return replace(draft, scans=scans)
+    told = (_reason(scan, kept) for scan, kept in zip(scans, found, strict=True))
+    reasons = dict.fromkeys(reason for reason in told if reason)
+    return replace(draft, scans=scans, reasons=(*draft.reasons, *reasons))
+
+
+def _fencing_shard(route: DatasetRoute) -> tuple[int, ...]:
+    """One shard, where none can match: an executor refuses a ticket of an epoch that is gone by
+    the shards that it names, so that an old routing table cannot answer from old bounds. The one
+    that most executors have, then the smallest."""
+    holders = Counter(
+        held.shard_id
+        for executor in route.executors
+        for held in executor.attachments
+        if (held.dataset, held.epoch) == (route.dataset_id.name, route.epoch)
+    )
+    ranked = (
+        (-holders[shard.shard_id], shard.source_bytes, index)
+        for index, shard in enumerate(route.shards)
+    )
+    best = min(ranked, default=None)
+    return () if best is None else (best[2],)
+
+
+def _reason(scan: Scan, kept: KeptShards) -> str:
+    total = len(scan.route.shards)
+    if len(kept.shards) == total:
+        return ""
+    by = f" by {', '.join(kept.columns)}" if kept.columns else ""
+    return f"pruned {scan.reference.table} to {len(kept.shards)} of {total} shards{by}"

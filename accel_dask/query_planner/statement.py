@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from sqlglot import exp
 from sqlglot.dialects.duckdb import DuckDB
@@ -21,7 +21,9 @@ MAX_TREE_DEPTH: Final = 600
 """Below DuckDB's own limit for expressions."""
 
 SPAN: Final = "span"
-"""Key in the `meta` of projections and placeholders: the first and last token."""
+"""Key in the `meta` of expressions and clauses: the first and last token."""
+FIRST_TOKEN: Final = "first_token"  # noqa: S105 - a token of SQL
+"""Key in the `meta` of each SELECT: its first token, `SELECT` or `FROM`."""
 
 _DIALECT = DuckDB()
 
@@ -52,20 +54,82 @@ class Statement(NamedTuple):
 
 
 class _Parser(DuckDBParser):
-    """Notes of every expression between which tokens it lies."""
+    """Notes of every expression and clause between which tokens it lies."""
 
-    def _parse_expression(self) -> exp.Expr | None:
-        first = self._index
-        found = super()._parse_expression()
+    def _noted(self, first: int, found: exp.Expr | None) -> exp.Expr | None:
         if found is not None:
             found.meta[SPAN] = (first, self._index - 1)
         return found
 
+    def _parse_expression(self) -> exp.Expr | None:
+        return self._noted(self._index, super()._parse_expression())
+
+    def _parse_disjunction(self) -> exp.Expr | None:
+        return self._noted(self._index, super()._parse_disjunction())
+
+    def _parse_equality(self, parse_is: bool = True) -> exp.Expr | None:
+        return self._noted(self._index, super()._parse_equality(parse_is))
+
+    def _parse_function(self, *args: Any, **kwargs: Any) -> exp.Expr | None:
+        return self._noted(self._index, super()._parse_function(*args, **kwargs))
+
     def _parse_placeholder(self) -> exp.Expr | None:
+        return self._noted(self._index, super()._parse_placeholder())
+
+    def _parse_from(self, *args: Any, **kwargs: Any) -> exp.From | None:
         first = self._index
-        found = super()._parse_placeholder()
-        if found is not None:
-            found.meta[SPAN] = (first, self._index - 1)
+        found = super()._parse_from(*args, **kwargs)
+        self._noted(first, found)
+        return found
+
+    def _parse_join(self, *args: Any, **kwargs: Any) -> exp.Join | None:
+        first = self._index
+        found = super()._parse_join(*args, **kwargs)
+        self._noted(first, found)
+        return found
+
+    def _parse_where(self, *args: Any, **kwargs: Any) -> exp.Where | None:
+        first = self._index
+        found = super()._parse_where(*args, **kwargs)
+        self._noted(first, found)
+        return found
+
+    def _parse_group(self, *args: Any, **kwargs: Any) -> exp.Group | None:
+        first = self._index
+        found = super()._parse_group(*args, **kwargs)
+        self._noted(first, found)
+        return found
+
+    def _parse_having(self, *args: Any, **kwargs: Any) -> exp.Having | None:
+        first = self._index
+        found = super()._parse_having(*args, **kwargs)
+        self._noted(first, found)
+        return found
+
+    def _parse_order(self, *args: Any, **kwargs: Any) -> exp.Expr | None:
+        first = self._index
+        found = super()._parse_order(*args, **kwargs)
+        return self._noted(first, found) if isinstance(found, exp.Order) else found
+
+    def _parse_limit(self, *args: Any, **kwargs: Any) -> exp.Expr | None:
+        first = self._index
+        found = super()._parse_limit(*args, **kwargs)
+        return self._noted(first, found) if isinstance(found, exp.Limit | exp.Fetch) else found
+
+    def _parse_offset(self, *args: Any, **kwargs: Any) -> exp.Expr | None:
+        first = self._index
+        found = super()._parse_offset(*args, **kwargs)
+        return self._noted(first, found) if isinstance(found, exp.Offset) else found
+
+    def _parse_select_query(self, *args: Any, **kwargs: Any) -> exp.Expr | None:
+        first = self._index
+        found = super()._parse_select_query(*args, **kwargs)
+        innermost = found
+        while isinstance(innermost, exp.SetOperation):
+            innermost = innermost.this
+        if isinstance(innermost, exp.Select):
+            # A SELECT behind WITH was noted already when it was parsed itself.
+            innermost.meta.setdefault(FIRST_TOKEN, first)
         return found
 
 

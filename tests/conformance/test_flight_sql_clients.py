@@ -307,7 +307,7 @@ def test_explain_shows_the_plan(world: World) -> None:
     client, options = world.client("acme", "secret-of-acme")
     body = json.dumps({"sql": "select * from flights"}).encode()
     (result,) = client.do_action(flight.Action("accel.explain", body), options)
-    assert "reads acme.flights@1" in json.loads(result.body.to_pybytes())
+    assert "prune: acme.flights@1" in json.loads(result.body.to_pybytes())
     client.close()
 
 

@@ -103,17 +103,23 @@ def test_the_order_of_candidates_depends_on_the_seed_alone() -> None:
 
 def test_a_query_that_no_executor_has_whole_is_not_resident() -> None:
     routing = table(route(ACME, "flights", 3, 2, HALF))
-    with pytest.raises(NotResident, match=r"all 2 shards of acme\.flights@3"):
+    with pytest.raises(NotResident, match=r"1 of the 2 shards of acme\.flights@3"):
         plan_query("select 1 from flights", context(routing))
 
 
-def test_datasets_on_different_hosts_are_not_joined_yet() -> None:
+def test_datasets_on_different_hosts_are_joined_by_one_that_asks_the_other() -> None:
     alone = executor(ACME, "w9", ("carriers", 5, 0))
     routing = table(
         route(ACME, "flights", 3, 2, FLIGHTS_ONLY), route(ACME, "carriers", 5, 1, alone)
     )
-    with pytest.raises(NotResident, match=r"acme\.carriers, acme\.flights"):
-        plan_query("select 1 from flights, carriers", context(routing))
+    (fragment,) = plan_query("select 1 from flights, carriers", context(routing)).fragments
+    # Whoever has most of it itself.
+    assert [found.worker for found in fragment.candidates] == ["w2"]
+    (one,) = fragment.inputs
+    (part,) = one.parts
+    assert [found.worker for found in part.candidates] == ["w9"]
+    assert [token.dataset for token in part.tokens] == ["carriers"]
+    assert [token.dataset for token in fragment.tokens] == ["flights"]
 
 
 def test_a_query_without_tables_runs_on_any_executor_of_the_tenant() -> None:
@@ -179,7 +185,7 @@ def test_parameters_are_counted_and_related_to_columns() -> None:
 
 def test_a_plan_explains_itself() -> None:
     text = explain(plan_query("select 1 from flights", context(ROUTING)))
-    assert "reads acme.flights@3" in text
+    assert "prune: acme.flights@3" in text
     assert "2 of 2 shards" in text
 
 

@@ -1,0 +1,310 @@
+"""The fragment of a query whose shards are on several executors.
+
+The coordinator runs the user's query. SELECTs that can be answered part by part (see `blocks`) are
+put in place of themselves over an input of their parts. Any other table is the union of the shards
+that the coordinator has and an input with the rows of the others, of which only the columns that
+the query names and the rows that its conditions may keep are moved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sqlglot import exp
+
+from accel_dask.errors import ScanLimit, UnsupportedQuery
+from accel_dask.model.executor import Attachment
+from accel_dask.model.ids import ShardId
+from accel_dask.model.routing import DatasetRoute, ExecutorRoute
+from accel_dask.model.snapshot import Column
+from accel_dask.query_planner.blocks import BlockReader, NotMergeable
+from accel_dask.query_planner.columns import UsedColumns, least_width
+from accel_dask.query_planner.merge import Merge, merge_edit, part_sql, prepare
+from accel_dask.query_planner.physical import (
+    SplicedText,
+    number_parameters,
+    parameter_edits,
+    quoted,
+    relation_of,
+    shard_ids,
+    table_edit,
+    tokens_of,
+)
+from accel_dask.query_planner.plan import (
+    Fragment,
+    FragmentKind,
+    Part,
+    PartInput,
+    PlanContext,
+    QueryDraft,
+    QueryLimits,
+    Scan,
+    SpreadRoute,
+)
+from accel_dask.query_planner.row_filters import row_filters
+
+_Reads = list[tuple[DatasetRoute, tuple[ShardId, ...]]]
+
+
+def spread_fragment(draft: QueryDraft, context: PlanContext) -> QueryDraft:
+    """The coordinator's fragment and what it fetches.
+
+    Raises:
+        ScanLimit: statistics say already that more rows would be gathered than allowed.
+        UnsupportedQuery: the answer depends on the order of rows.
+    """
+    splitter = _Splitter(draft, context)
+    splitter.split()
+    return replace(
+        draft,
+        fragments=(splitter.fragment(),),
+        reasons=(*draft.reasons, *(one.because for one in splitter.inputs)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _PartSql:
+    """A part before it is made an order."""
+
+    executors: tuple[ExecutorRoute, ...]
+    sql: str
+    reads: tuple[tuple[DatasetRoute, tuple[ShardId, ...]], ...]
+
+
+class _Splitter:
+    """Collects the edits of the query's text and the inputs that they name."""
+
+    def __init__(self, draft: QueryDraft, context: PlanContext) -> None:
+        assert draft.parsed is not None
+        assert draft.spread is not None
+        assert draft.limits is not None
+        self._parsed = draft.parsed
+        self._scans = {id(scan.reference.node): scan for scan in draft.scans}
+        self._all_scans = draft.scans
+        self._spread: SpreadRoute = draft.spread
+        self._limits: QueryLimits = draft.limits
+        self._tenant = context.tenant
+        self._text = SplicedText(
+            draft.parsed, [*draft.parsed.edits, *parameter_edits(draft.parsed)]
+        )
+        self._columns = UsedColumns(draft.parsed)
+        self._merges: list[Merge] = []
+        self._why_not: dict[int, str] = {}
+        """By the table's node: why its SELECT is not answered part by part."""
+        self._reads: _Reads = []
+        self._known: dict[tuple[_PartSql, ...], str] = {}
+        self.inputs: list[PartInput] = []
+
+    def split(self) -> None:
+        """Find what can be answered part by part, then gather the other tables."""
+        self._find_blocks()
+        merged = set()
+        for merge in self._merges:
+            merged |= {id(scan) for scan in (merge.block.spread, *merge.block.others)}
+        for scan in self._all_scans:
+            if id(scan) not in merged:
+                self._add_table(scan)
+        # What is inside of another was found after it, and is written before it.
+        for merge in reversed(self._merges):
+            self._add_merge(merge)
+
+    def fragment(self) -> Fragment:
+        sql, parameters = number_parameters(self._text.all())
+        return Fragment(
+            kind=FragmentKind.HOT,
+            sql=sql,
+            tokens=tokens_of(self._reads),
+            candidates=(self._spread.coordinator,),
+            inputs=tuple(self.inputs),
+            parameters=parameters,
+        )
+
+    def _find_blocks(self) -> None:
+        spread = {node for node, scan in self._scans.items() if self._by_executor(scan)[1]}
+        everywhere = {
+            node
+            for node, scan in self._scans.items()
+            if scan.route.dataset_id in self._spread.everywhere
+        }
+        reader = BlockReader(self._text, self._scans, spread, everywhere)
+        pending: list[exp.Expr] = [self._parsed.tree]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, exp.Join) and node.method.upper() == "POSITIONAL":
+                raise UnsupportedQuery(
+                    "POSITIONAL JOIN is not served over tables that are spread over several "
+                    "executors: their rows have no order"
+                )
+            if isinstance(node, exp.Select) and self._has_spread(node, spread):
+                try:
+                    merge = prepare(reader.read(node), self._text, self._scans)
+                except NotMergeable as reason:
+                    self._note_why_not(node, str(reason))
+                else:
+                    self._merges.append(merge)
+                    clauses = (node.args.get("having"), node.args.get("order"))
+                    pending += [
+                        one for one in clauses if one is not None and merge.block.is_grouped
+                    ]
+                    continue
+            pending += node.iter_expressions()
+
+    @staticmethod
+    def _has_spread(select: exp.Select, spread: set[int]) -> bool:
+        from_ = select.args.get("from_")
+        sources = [from_.this] if from_ is not None else []
+        sources += [join.this for join in select.args.get("joins") or ()]
+        return any(id(source) in spread for source in sources)
+
+    def _note_why_not(self, select: exp.Select, why: str) -> None:
+        for part in (select.args.get("from_"), *(select.args.get("joins") or ())):
+            for table in part.find_all(exp.Table) if part is not None else ():
+                self._why_not.setdefault(id(table), why)
+
+    def _add_merge(self, merge: Merge) -> None:
+        """Put a SELECT over an input of its parts in place of itself."""
+        spread = merge.block.spread
+        own, shares = self._by_executor(spread)
+        others = [(scan.route, tuple(shard_ids(scan))) for scan in merge.block.others]
+        what = "partial results" if merge.block.is_grouped else "chosen rows"
+        name = self._input(
+            spread,
+            tuple(
+                _PartSql(
+                    executors=executors,
+                    sql=part_sql(merge, self._text, shards),
+                    reads=((spread.route, shards), *others),
+                )
+                for executors, shards in shares
+            ),
+            f"{what} of {spread.route.dataset_id}",
+        )
+        own_sql = part_sql(merge, self._text, own) if own else ""
+        if own:
+            self._reads += [(spread.route, own), *others]
+        if " LIMIT " in own_sql:
+            own_sql = f"({own_sql})"
+        self._text.edits.append(merge_edit(merge, self._text, own_sql, name))
+
+    def _add_table(self, scan: Scan) -> None:
+        """Put the coordinator's own shards and an input with the others in place of a table."""
+        own, shares = self._by_executor(scan)
+        if own or not shares:
+            self._reads.append((scan.route, own))
+        if not shares:
+            self._text.edits.append(table_edit(scan.reference, relation_of(scan.route, own)))
+            return
+        columns = self._columns.of(scan)
+        conditions = self._conditions(scan)
+        self._check(scan, columns, [shards for _, shards in shares], is_filtered=bool(conditions))
+        why = self._why_not.get(id(scan.reference.node), "")
+        name = self._input(
+            scan,
+            tuple(
+                _PartSql(
+                    executors=executors,
+                    sql=_rows_sql(scan, shards, columns, conditions),
+                    reads=((scan.route, shards),),
+                )
+                for executors, shards in shares
+            ),
+            f"rows of {scan.route.dataset_id}" + (f", because {why}" if why else ""),
+        )
+        relation = relation_of(scan.route, own, columns, [name])
+        self._text.edits.append(table_edit(scan.reference, relation))
+
+    def _by_executor(
+        self, scan: Scan
+    ) -> tuple[tuple[ShardId, ...], list[tuple[tuple[ExecutorRoute, ...], tuple[ShardId, ...]]]]:
+        """The scan's shards that the coordinator has, and the others with who has them."""
+        held = self._spread.coordinator.attachments
+        shards = {
+            shard: Attachment(scan.route.dataset_id.name, scan.route.epoch, shard)
+            for shard in shard_ids(scan)
+        }
+        own = tuple(shard for shard, attached in shards.items() if attached in held)
+        others = [(shard, attached) for shard, attached in shards.items() if attached not in held]
+        shares = [
+            (share.executors, tuple(s for s, attached in others if attached in share.shards))
+            for share in self._spread.shares
+        ]
+        return own, [(executors, found) for executors, found in shares if found]
+
+    def _conditions(self, scan: Scan) -> list[str]:
+        spans = [self._text.span(found) for found in row_filters(scan, self._all_scans)]
+        return [self._text.cut(*span) for span in spans if span is not None]
+
+    def _input(self, scan: Scan, parts: tuple[_PartSql, ...], what: str) -> str:
+        """The name of the input of these parts, which two references may share."""
+        known = self._known.get(parts)
+        if known is not None:
+            return known
+        name = f"input_{len(self.inputs)}"
+        count = len({part.executors[0].address for part in parts})
+        shards = [shard for part in parts for shard in part.reads[0][1]]
+        self.inputs.append(
+            PartInput(
+                name=name,
+                parts=tuple(_order(part) for part in parts),
+                max_rows=self._limits.max_gather_rows,
+                max_bytes=self._limits.max_gather_bytes,
+                rows=_count(scan.route, shards) if what.startswith("rows") else None,
+                because=f"{name}: {what} from {count} executor(s)",
+            )
+        )
+        self._known[parts] = name
+        return name
+
+    def _check(
+        self,
+        scan: Scan,
+        columns: tuple[Column, ...],
+        shares: list[tuple[ShardId, ...]],
+        *,
+        is_filtered: bool,
+    ) -> None:
+        """Refuse what cannot fit, if that is certain."""
+        rows = _count(scan.route, [shard for shards in shares for shard in shards])
+        if rows is None or is_filtered:
+            return
+        size = rows * sum(least_width(column.type) for column in columns)
+        limits = self._limits
+        if rows <= limits.max_gather_rows and size <= limits.max_gather_bytes:
+            return
+        why = self._why_not.get(id(scan.reference.node), "it is not aggregated by itself")
+        raise ScanLimit(
+            f"the query must gather {rows:,} rows ({size:,} bytes or more) of "
+            f"{scan.reference.table} (FROM {scan.reference.table}) from several executors, "
+            f"because {why}; the limits of tenant {self._tenant} are {limits.max_gather_rows:,} "
+            f"rows (max_gather_rows) and {limits.max_gather_bytes:,} bytes (max_gather_bytes); "
+            "filter it, or aggregate it in a subquery"
+        )
+
+
+def _count(route: DatasetRoute, shards: list[ShardId]) -> int | None:
+    """Rows of these shards; None: not known."""
+    rows = {shard.shard_id: shard.rows for shard in route.shards}
+    counts = [rows[shard] for shard in shards]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _order(part: _PartSql) -> Part:
+    sql, parameters = number_parameters(part.sql)
+    return Part(
+        kind=FragmentKind.HOT,
+        sql=sql,
+        tokens=tokens_of(part.reads),
+        parameters=parameters,
+        candidates=part.executors,
+    )
+
+
+def _rows_sql(
+    scan: Scan, shards: tuple[ShardId, ...], columns: tuple[Column, ...], conditions: list[str]
+) -> str:
+    """The rows of some shards that the query may use, under the table's name in the query."""
+    selected = ", ".join(quoted(column.name) for column in columns)
+    name = quoted(scan.reference.node.alias_or_name)
+    where = " WHERE " + " AND ".join(f"({one})" for one in conditions) if conditions else ""
+    return f"SELECT {selected} FROM {relation_of(scan.route, shards)} AS {name}{where}"  # noqa: S608 - quoted names
