@@ -142,7 +142,7 @@ class Boom(Exception):
     """Names everything that must not leak."""
 
     def __str__(self) -> str:
-        return "/work/rival/secrets.py exploded: rival"
+        return "/srv/rival/secrets.py exploded: rival"
 
 
 HANDLERS: list[tuple[Any, str, Any]] = [

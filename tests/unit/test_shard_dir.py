@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from accel_dask.worker_plugin.shard_dir import (
     ShardDir,
     default_shard_dir,
     file_sha256,
+    is_live_loader,
     is_memory_fs,
 )
 
@@ -131,6 +133,9 @@ def test_the_files_of_a_running_loader_are_left_alone(shards: ShardDir) -> None:
         [sys.executable, "-m", "accel_dask.worker_plugin.loader"], stdin=subprocess.PIPE
     )
     try:
+        deadline = time.monotonic() + 10
+        while not is_live_loader(loader.pid):  # its command line shows a moment after exec
+            assert time.monotonic() < deadline
         temporary = shards.temporary_file(A, loader.pid)
         temporary.write_bytes(b"x")
         assert shards.clean_temporary() == ()
