@@ -12,8 +12,8 @@ AccelError
 ├─ AuthError                Unauthenticated
 ├─ QueryError               InvalidQuery · UnknownTable · UnsupportedQuery ·
 │                           ReadOnly
-│  └─ LimitExceeded         RowLimit · ScanLimit · MemoryLimit · DeadlineExceeded ·
-│                           TextLimit
+│  └─ LimitExceeded         RowLimit · ByteLimit · ScanLimit · CpuLimit · MemoryLimit ·
+│                           DeadlineExceeded · TextLimit
 ├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable
 └─ QueryCancelled
 
@@ -189,6 +189,14 @@ class TextLimit(LimitExceeded):
 
 class RowLimit(LimitExceeded):
     """The answer has more rows than the tenant's limit."""
+
+
+class ByteLimit(LimitExceeded):
+    """The answer has more bytes than the limit."""
+
+
+class CpuLimit(LimitExceeded):
+    """The query used more CPU time than the limit."""
 
 
 class ScanLimit(LimitExceeded):

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 TICKET_VERSION: Final = 1
 RETRY_SECONDS: Final = 5.0
 """How long a query waits for an executor to come (back), within its deadline."""
+COUNTED_ROWS: Final = 1_000_000
+"""The cost of a query that reads as many is counted by the engine."""
 _FIRST_PAUSE_SECONDS: Final = 0.01
 _MAX_PAUSE_SECONDS: Final = 0.1
 _CANCEL_SECONDS: Final = 1.0
@@ -208,6 +210,9 @@ class Execution:
             expires_at_ms=int(time.time() * 1000) + timeout_ms + 1000,
             timeout_ms=timeout_ms,
             max_result_rows=plan.limits.max_result_rows,
+            max_result_bytes=plan.limits.max_result_bytes,
+            max_cpu_ms=plan.limits.max_cpu_ms,
+            measure=is_worth_counting(plan),
             describe_only=order.describe_only,
         )
         inputs = tuple(
@@ -255,6 +260,12 @@ class Execution:
             )
 
 
+def is_worth_counting(plan: QueryPlan) -> bool:
+    """Whether the engine should count what it reads: not for short queries, which would feel it."""
+    rows = plan.verdict.scan_rows
+    return rows is None or rows >= COUNTED_ROWS
+
+
 def _coordinator(plan: QueryPlan | None) -> frozenset[str]:
     """The plan of a spread query names one executor to ask; the next plan is to name another."""
     if plan is None or not plan.fragments[0].inputs:
@@ -272,6 +283,7 @@ def _piece(ticket: Ticket, of: PartInput, part: Part, order: Order, key: bytes) 
                 parameters=select_parameters(order.parameters, part.parameters),
                 tokens=part.tokens,
                 max_result_rows=of.max_rows,
+                max_result_bytes=of.max_bytes,
                 is_part=True,
             )
         ),

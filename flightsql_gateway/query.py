@@ -15,6 +15,7 @@ from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import QueryPlan
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.receipts import DatasetReceipt, Receipt, shortened
+from flightsql_gateway.request_limits import AskedLimits
 
 Observer = Callable[[Identity, Receipt], None]
 
@@ -28,8 +29,8 @@ class Query:
     parameters: bytes = b""
     """Arrow IPC stream with one row; empty: none."""
     parameter_count: int = 0
-    timeout_ms: int = 0
-    """The client's own limit; 0: the tenant's."""
+    limits: AskedLimits = ()
+    """The client's own."""
     describe_only: bool = False
 
 

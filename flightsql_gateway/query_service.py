@@ -30,6 +30,7 @@ from flightsql_gateway.calls import Call, CallWatch
 from flightsql_gateway.execute import Execution, Order
 from flightsql_gateway.explain import SCHEMA, ExplainStream, explained
 from flightsql_gateway.query import Observer, Query, QueryRecord
+from flightsql_gateway.request_limits import AskedLimits, lowered, whose
 from flightsql_gateway.routing_cache import RoutingCache
 
 log = logging.getLogger(__name__)
@@ -102,14 +103,18 @@ class QueryService:
         return Answer(stream, call, slot, record)
 
     def describe(
-        self, sql: str, identity: Identity, is_cancelled: Callable[[], bool]
+        self,
+        sql: str,
+        identity: Identity,
+        is_cancelled: Callable[[], bool],
+        limits: AskedLimits = (),
     ) -> tuple[QueryPlan, pa.Schema]:
         """The plan of `sql` and the schema of its answer, kept for as long as the plan holds.
 
         Raises:
             AccelError: as `run`.
         """
-        query = Query(sql=sql, identity=identity, describe_only=True)
+        query = Query(sql=sql, identity=identity, limits=limits, describe_only=True)
         self.check(sql, identity)
         inner = explained(sql)
         if inner is not None:
@@ -151,14 +156,12 @@ class QueryService:
         return self._admission.load(TenantId(tenant))
 
     def _open_call(self, query: Query, quota: Quota, is_cancelled: Callable[[], bool]) -> Call:
-        limit_ms = quota.deadline_ms
-        whose = f"tenant {query.identity.tenant}'s limit"
-        if 0 < query.timeout_ms < limit_ms:
-            limit_ms, whose = query.timeout_ms, "the client's own limit"
+        limit_ms = lowered(quota, query.limits).deadline_ms
+        set_by = whose(quota, query.limits, "deadline_ms", query.identity.tenant)
         return self._watch.open(
             is_cancelled,
             time.monotonic() + limit_ms / 1000,
-            f"the query took longer than {limit_ms} ms, {whose}",
+            f"the query took longer than {limit_ms} ms, {set_by}",
         )
 
     def _check(self, query: Query, record: QueryRecord) -> None:
@@ -180,7 +183,7 @@ class QueryService:
         avoid: frozenset[str] = frozenset(),
     ) -> QueryPlan:
         started = time.monotonic()
-        context = self._context(table, query.identity)
+        context = self._context(table, query.identity, query.limits)
         with self._turn_to_parse(query.sql):
             if avoid:
                 plan = plan_query(query.sql, replace(context, avoid=avoid))
@@ -199,10 +202,11 @@ class QueryService:
         """Large statements are parsed one at a time: parsing holds the interpreter."""
         return self._parsing_large if len(sql) > _LARGE_TEXT else nullcontext()
 
-    def _context(self, table: RoutingTable, identity: Identity) -> PlanContext:
-        return PlanContext(
-            tenant=identity.tenant, routing=table, quota=self._quota(table, identity)
-        )
+    def _context(
+        self, table: RoutingTable, identity: Identity, limits: AskedLimits = ()
+    ) -> PlanContext:
+        quota = lowered(self._quota(table, identity), limits)
+        return PlanContext(tenant=identity.tenant, routing=table, quota=quota, asked=limits)
 
     @staticmethod
     def _quota(table: RoutingTable, identity: Identity) -> Quota:

@@ -28,7 +28,11 @@ class Quota:
     queue_wait_ms: int = 2_000
     deadline_ms: int = 10_000
     """Total time of a query: queue, plan, run and stream."""
+    max_cpu_ms: int = 15_000
+    """CPU time of one query in any one executor, over all its threads."""
     max_result_rows: int = 1_000_000
+    max_result_bytes: int = 512 * MIB
+    """As `max_result_rows`, in bytes of Arrow buffers."""
     max_scan_rows: int = 200_000_000
     """Rows of all shards that one query reads, by their statistics, before it runs."""
     max_scan_bytes: int = 8 * 1024 * MIB

@@ -74,6 +74,12 @@ class Ticket:
     timeout_ms: int
     """From the moment the executor takes it."""
     max_result_rows: int
+    max_result_bytes: int = 0
+    """Of Arrow buffers; 0: the executor's quota."""
+    max_cpu_ms: int = 0
+    """0: the executor's quota."""
+    measure: bool = False
+    """Have the engine count rows scanned and peak memory, which takes it some 0.3 ms."""
     max_batch_bytes: int = 2 * 1024 * 1024
     describe_only: bool = False
     """Bind and return the schema with no rows."""

@@ -29,16 +29,24 @@ def bound(draft: QueryDraft, context: PlanContext) -> QueryDraft:
             raise ScanLimit(
                 f"the query would read {value:,} {what}, most of them of "
                 f"{largest.reference.table} ({len(largest.shards)} of "
-                f"{len(largest.route.shards)} shards); the limit of tenant {context.tenant} is "
+                f"{len(largest.route.shards)} shards); {_whose(name, limit, context)} is "
                 f"{limit:,} ({name}); filter by a column that the table is sorted by"
             )
     return replace(draft, limits=limits, verdict=verdict)
 
 
+def _whose(name: str, limit: int, context: PlanContext) -> str:
+    if dict(context.asked).get(name) == limit:
+        return "the client's own limit"
+    return f"the limit of tenant {context.tenant}"
+
+
 def limits_of(quota: Quota) -> QueryLimits:
     return QueryLimits(
         deadline_ms=quota.deadline_ms,
+        max_cpu_ms=quota.max_cpu_ms,
         max_result_rows=quota.max_result_rows,
+        max_result_bytes=quota.max_result_bytes,
         max_scan_rows=quota.max_scan_rows,
         max_scan_bytes=quota.max_scan_bytes,
         max_gather_rows=quota.max_gather_rows,

@@ -25,7 +25,8 @@ class _Entry(NamedTuple):
     plan: QueryPlan | None
 
 
-_Entries = OrderedDict[tuple[TenantId, str], _Entry]
+_Key = tuple[TenantId, str, tuple[tuple[str, int], ...]]
+_Entries = OrderedDict[_Key, _Entry]
 
 
 class PlanCache:
@@ -42,7 +43,7 @@ class PlanCache:
 
     def plan(self, sql: str, context: PlanContext) -> QueryPlan:
         """As `plan_query`."""
-        key = (context.tenant, sql)
+        key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
         if entry is None:
             entry = _Entry(parse(QueryDraft(sql=sql), context), None, None)
@@ -59,7 +60,7 @@ class PlanCache:
         Raises:
             QueryError, NotResident: as `plan_query`.
         """
-        key = (context.tenant, sql)
+        key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
         if entry is None:
             entry = _Entry(parse(QueryDraft(sql=sql), context), None, None)
@@ -71,7 +72,7 @@ class PlanCache:
     def _entries(self, sql: str) -> _Entries:
         return self._small if len(sql) <= _LARGE_TEXT else self._large
 
-    def _keep(self, key: tuple[TenantId, str], entry: _Entry) -> None:
+    def _keep(self, key: _Key, entry: _Entry) -> None:
         entries = self._entries(key[1])
         capacity = self._capacity if entries is self._small else _MAX_LARGE
         entries[key] = entry

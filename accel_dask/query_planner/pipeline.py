@@ -79,7 +79,8 @@ def explain(plan: QueryPlan) -> str:
     lines += [
         f"bound: {plan.verdict}",
         (
-            f"limits: {limits.deadline_ms} ms, {limits.max_result_rows:,} result rows, "
+            f"limits: {limits.deadline_ms} ms, {limits.max_cpu_ms:,} ms of CPU, "
+            f"{limits.max_result_rows:,} result rows and {limits.max_result_bytes:,} bytes, "
             f"{limits.max_scan_rows:,} rows and {limits.max_scan_bytes:,} bytes scanned, "
             f"{limits.max_gather_rows:,} rows and {limits.max_gather_bytes:,} bytes gathered"
         ),

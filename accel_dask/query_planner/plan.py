@@ -25,6 +25,8 @@ class PlanContext:
     tenant: TenantId
     routing: RoutingTable
     quota: Quota = field(default_factory=Quota)
+    asked: tuple[tuple[str, int], ...] = ()
+    """Limits that the query's client set itself; `quota` has them already."""
     seed: str = ""
     """Varies the order of a plan's candidates; the same seed gives the same order."""
     avoid: frozenset[str] = frozenset()
@@ -47,7 +49,9 @@ class QueryLimits:
     """Bounds of one query."""
 
     deadline_ms: int
+    max_cpu_ms: int
     max_result_rows: int
+    max_result_bytes: int
     max_scan_rows: int
     max_scan_bytes: int
     max_gather_rows: int

@@ -14,7 +14,6 @@ from flightsql_gateway.auth import Admission, Authenticator
 log = logging.getLogger(__name__)
 
 MIDDLEWARE = "accel"
-TIMEOUT_HEADER = "x-accel-timeout-ms"
 
 
 class NoHandshake(flight.ServerAuthHandler):  # type: ignore[misc]
@@ -30,9 +29,9 @@ class NoHandshake(flight.ServerAuthHandler):  # type: ignore[misc]
 class SessionMiddleware(flight.ServerMiddleware):  # type: ignore[misc]
     """One call's identity."""
 
-    def __init__(self, admission: Admission, timeout_ms: int) -> None:
+    def __init__(self, admission: Admission, headers: dict[str, list[str]]) -> None:
         self.identity = admission.identity
-        self.timeout_ms = timeout_ms
+        self.headers = headers
         self.on_end: Callable[[], None] | None = None
         """Runs when the call has ended, however it ended, while its context still exists."""
         self._bearer = admission.bearer
@@ -56,7 +55,7 @@ class SessionMiddlewareFactory(flight.ServerMiddlewareFactory):  # type: ignore[
     def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> SessionMiddleware:
         try:
             admission = self._authenticator.authenticate(_first(headers, "authorization"))
-            return SessionMiddleware(admission, _timeout_ms(headers))
+            return SessionMiddleware(admission, headers)
         except AccelError as error:
             log.info("refused a call of %s: %s", info.method, error)
             raised = to_flight(error)
@@ -71,8 +70,3 @@ def _first(headers: dict[str, list[str]], name: str) -> str | None:
         if key.lower() == name and values:
             return values[0]
     return None
-
-
-def _timeout_ms(headers: dict[str, list[str]]) -> int:
-    value = _first(headers, TIMEOUT_HEADER) or ""
-    return int(value) if value.isdecimal() and len(value) < 10 else 0

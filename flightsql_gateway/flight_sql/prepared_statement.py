@@ -36,7 +36,7 @@ def create(body: bytes, request: Request) -> bytes:
     )
     if not result.is_update:
         plan, schema_ = request.service.describe(
-            command.query, request.identity, request.is_cancelled
+            command.query, request.identity, request.is_cancelled, request.limits
         )
         result.dataset_schema = schema_.serialize().to_pybytes()
         if plan.parameters:
@@ -69,7 +69,9 @@ def ticket(command: Any, request: Request) -> bytes:
 def schema(command: Any, request: Request) -> pa.Schema:
     """The exact schema of the answer."""
     handle = redeem(command.prepared_statement_handle, request.identity.tenant, request.handle_key)
-    return request.service.describe(handle.sql, request.identity, request.is_cancelled)[1]
+    return request.service.describe(
+        handle.sql, request.identity, request.is_cancelled, request.limits
+    )[1]
 
 
 def bind(command: Any, request: Request, reader: flight.MetadataRecordBatchReader) -> bytes:

@@ -9,6 +9,7 @@ from accel_dask.model.routing import RoutingTable
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
+from flightsql_gateway.request_limits import AskedLimits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,5 +24,5 @@ class Request:
     handle_key: bytes
     """Signs tickets and prepared-statement handles."""
     is_cancelled: Callable[[], bool]
-    timeout_ms: int = 0
-    """The client's own limit; 0: none given."""
+    limits: AskedLimits = ()
+    """The client's own."""

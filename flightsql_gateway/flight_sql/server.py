@@ -40,6 +40,7 @@ from flightsql_gateway.flight_sql.handles import redeem
 from flightsql_gateway.flight_sql.request import Request
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
+from flightsql_gateway.request_limits import read_limits
 from flightsql_gateway.routing_cache import RoutingCache
 
 log = logging.getLogger(__name__)
@@ -270,7 +271,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             receipts=self._receipts,
             handle_key=purpose_key(self._routing.ticket_key(), "handle"),
             is_cancelled=context.is_cancelled,
-            timeout_ms=session.timeout_ms,
+            limits=read_limits(session.headers),
         )
 
 

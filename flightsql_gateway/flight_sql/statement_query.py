@@ -28,7 +28,9 @@ def ticket_for(handle: StatementHandle, request: Request) -> bytes:
 
 def schema(command: Any, request: Request) -> pa.Schema:
     """The exact schema of the answer."""
-    return request.service.describe(command.query, request.identity, request.is_cancelled)[1]
+    return request.service.describe(
+        command.query, request.identity, request.is_cancelled, request.limits
+    )[1]
 
 
 def run(command: Any, request: Request) -> Answer:
@@ -48,6 +50,6 @@ def run_handle(handle: StatementHandle, request: Request) -> Answer:
         identity=request.identity,
         parameters=handle.parameters,
         parameter_count=handle.parameter_count,
-        timeout_ms=request.timeout_ms,
+        limits=request.limits,
     )
     return request.service.run(query, request.is_cancelled)

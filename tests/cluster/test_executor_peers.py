@@ -251,7 +251,7 @@ def test_the_answer_tells_what_was_fetched_for_it(site: Site) -> None:
 
     class Listener(flight.ClientMiddleware):
         def received_headers(self, headers: Any) -> None:
-            told.extend(headers.get("accel-inputs", []))
+            told.extend(headers.get("accel-measured", []))
 
     class Listeners(flight.ClientMiddlewareFactory):
         def start_call(self, info: Any) -> Listener:
@@ -259,7 +259,18 @@ def test_the_answer_tells_what_was_fetched_for_it(site: Site) -> None:
 
     with flight.FlightClient(site.executor(0).address, middleware=[Listeners()]) as client:
         client.do_get(site.ticket(COUNT, SUM_COUNT)).read_all()
-    assert [json.loads(each) for each in told] == [{"rows": 2, "bytes": 16, "peers": 2}]
+    [measured] = [json.loads(each) for each in told]
+    assert (measured["gathered_rows"], measured["gathered_bytes"]) == (2, 16)
+    assert measured["rows"] == 1
+    assert {part["address"] for part in measured["parts"]} == {
+        site.executor(1).address,
+        site.executor(2).address,
+    }
+    for part in measured["parts"]:
+        assert (part["rows"], part["bytes"], part["alternatives"]) == (1, 8, 0)
+        assert 0 < part["cpu_ms"] < 1000
+        assert part["ms"] > 0
+    assert 0 < measured["cpu_ms"] < 1000
 
 
 # Peers that die, hang, or are of another time.

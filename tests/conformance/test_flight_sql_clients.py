@@ -15,6 +15,7 @@ from adbc_driver_flightsql import dbapi
 from gateway_world import World, wait_until
 from pyarrow import flight
 
+from accel_dask.model.tenant import Quota
 from flightsql_gateway.flight_sql import messages
 
 
@@ -316,13 +317,43 @@ def test_the_clients_own_deadline_is_kept(world: World) -> None:
     world.executors[0].before = lambda _: release.wait(10) and None
     client = flight.FlightClient(world.url)
     header = client.authenticate_basic_token("acme", "secret-of-acme")
-    options = flight.FlightCallOptions(headers=[header, (b"x-accel-timeout-ms", b"100")])
+    options = flight.FlightCallOptions(headers=[header, (b"x-accel-deadline-ms", b"100")])
     started = time.monotonic()
     with pytest.raises(flight.FlightTimedOutError, match="DEADLINE_EXCEEDED"):
         client.do_get(statement_ticket("select 1 from flights"), options).read_all()
     assert time.monotonic() - started < 3
     release.set()
     client.close()
+
+
+def test_a_clients_own_limits_are_those_of_its_tickets_and_no_other_clients(world: World) -> None:
+    own = {"adbc.flight.sql.rpc.call_header.x-accel-max-result-rows": "7"}
+    sql = "select count(*) from flights"
+    for options, rows in ((own, 7), ({}, Quota().max_result_rows), (own, 7)):
+        with world.connect("acme", "secret-of-acme", **options) as connection:
+            cursor = connection.cursor()
+            cursor.execute(sql)
+            assert cursor.fetchall() == [(100,)]
+        assert world.executors[0].tickets[-1].max_result_rows == rows
+
+
+def test_a_clients_own_scan_limit_is_checked_before_the_query_runs(world: World) -> None:
+    own = {"adbc.flight.sql.rpc.call_header.x-accel-max-scan-rows": "99"}
+    with (
+        world.connect("acme", "secret-of-acme", **own) as connection,
+        pytest.raises(Exception, match=r"100 rows, most of them of flights .*client's own limit"),
+    ):
+        connection.cursor().execute("select count(*) from flights")
+    assert world.executors[0].tickets == []
+
+
+def test_a_malformed_limit_is_refused(world: World) -> None:
+    own = {"adbc.flight.sql.rpc.call_header.x-accel-max-scan-rows": "many"}
+    with (
+        world.connect("acme", "secret-of-acme", **own) as connection,
+        pytest.raises(Exception, match="x-accel-max-scan-rows must be a whole number"),
+    ):
+        connection.cursor().execute("select count(*) from flights")
 
 
 def test_a_cancelled_query_is_cancelled_at_the_executor_before_its_first_batch(

@@ -15,6 +15,8 @@ from executor_builders import ROWS, make_shard, make_spec, make_ticket, paramete
 
 from accel_dask.errors import (
     AccelError,
+    ByteLimit,
+    CpuLimit,
     DeadlineExceeded,
     InvalidQuery,
     MemoryLimit,
@@ -28,7 +30,9 @@ from accel_dask.errors import (
 )
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import EpochNumber, ShardId
+from accel_dask.model.tenant import Quota
 from accel_dask.model.ticket import shard_relation
+from accel_dask.worker_plugin.executor.cpu_time import CpuAccount
 from accel_dask.worker_plugin.executor.engine import Engine
 
 ENDLESS = "SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range + b.range % 9 = 7"
@@ -190,7 +194,7 @@ def test_enums_are_sent_as_plain_values(world: World) -> None:
 
 
 def test_more_rows_than_the_limit_are_an_error_before_any_row(world: World) -> None:
-    with pytest.raises(RowLimit, match="more than 10 rows, the limit of tenant acme"):
+    with pytest.raises(RowLimit, match="more than 10 rows, the limit of this query of tenant acme"):
         world.engine.run(make_ticket(f"SELECT id FROM {world.table}", max_result_rows=10))
     assert len(world.rows(f"SELECT id FROM {world.table} LIMIT 10", max_result_rows=10)) == 10
 
@@ -234,6 +238,76 @@ def test_the_deadline_is_kept(world: World, sql: str) -> None:
     with pytest.raises(DeadlineExceeded, match="longer than the 200 ms"):
         world.engine.run(make_ticket(sql, timeout_ms=200))
     assert time.monotonic() - started < 1
+
+
+def test_a_query_may_use_so_much_cpu_time(world: World) -> None:
+    before = time.process_time()
+    with pytest.raises(CpuLimit, match=r"more than the 150 ms of CPU time .*max_cpu_ms"):
+        world.engine.run(make_ticket(ENDLESS, max_cpu_ms=150))
+    assert 0.14 < time.process_time() - before < 1
+
+
+def test_the_quota_bounds_the_cpu_time_of_a_ticket_that_asks_for_more(world: World) -> None:
+    quota = Quota(max_cpu_ms=100, threads=1)
+    engine = Engine(make_spec(world.directory, world.shard, quota=quota), world.stuck.append)
+    try:
+        with pytest.raises(CpuLimit, match="the 100 ms"):
+            engine.run(make_ticket(ENDLESS, max_cpu_ms=60_000))
+    finally:
+        engine.close()
+
+
+def test_more_bytes_than_the_limit_are_an_error(world: World) -> None:
+    with pytest.raises(ByteLimit, match=r"more than 10,000 bytes.*max_result_bytes"):
+        list(world.engine.run(make_ticket(f"FROM {world.table}", max_result_bytes=10_000)))
+
+
+def test_the_cost_of_a_query_is_measured(world: World) -> None:
+    sql = f"SELECT a.store, sum(a.amount) AS s FROM {world.table} a, range(60) GROUP BY 1"
+    before = time.process_time()
+    query = world.engine.run(make_ticket(sql, world.shard, measure=True))
+    rows = sum(batch.num_rows for batch in query)
+    used_ms = (time.process_time() - before) * 1000
+    measured = query.measured()
+    assert measured.rows == rows == 100
+    assert measured.bytes > 0
+    assert measured.scanned_rows == ROWS
+    assert measured.peak_memory_bytes
+    assert measured.engine_ms > 1
+    # The only query gets all that the process used.
+    assert 0.5 * used_ms < measured.cpu_ms < 1.1 * used_ms
+
+
+def test_a_cost_that_nobody_asked_for_is_not_counted(world: World) -> None:
+    query = world.engine.run(make_ticket("SELECT 1 AS x"))
+    assert query.measured().scanned_rows is None
+    assert query.measured().rows == 1
+
+
+def test_queries_at_once_share_what_the_engine_uses(world: World) -> None:
+    def run() -> None:
+        with pytest.raises(DeadlineExceeded):
+            world.engine.run(make_ticket(ENDLESS, timeout_ms=400, query_id="both"))
+
+    meter, accounts = world.engine.cpu, []
+    begin = meter.begin
+
+    def noting(account: CpuAccount, clock: int | None) -> None:
+        accounts.append(account)
+        begin(account, clock)
+
+    meter.begin = noting  # type: ignore[method-assign]
+    before = time.process_time()
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    used_ms = (time.process_time() - before) * 1000
+    meter.begin = begin  # type: ignore[method-assign]
+    costs = [account.ms for account in accounts]
+    assert 0.8 * used_ms < sum(costs) < 1.1 * used_ms
+    assert min(costs) > 0.1 * max(costs)
 
 
 def test_a_client_that_goes_away_cancels_its_query(world: World) -> None:

@@ -15,6 +15,7 @@ from accel_dask.errors import AccelError, ShardDamaged, ValidationFailed
 from accel_dask.model.ids import ShardId
 from accel_dask.model.tenant import MIB
 from accel_dask.model.ticket import Ticket, shard_database, shard_relation
+from accel_dask.worker_plugin.executor.cpu_time import CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import (
     clean_text,
     kind_of,
@@ -41,7 +42,12 @@ _SETTINGS: Final = (
     "allocator_background_threads=true",
     "TimeZone='UTC'",
 )
-_LOCK: Final = ("enable_external_access=false", "lock_configuration=true")
+_LOCK: Final = (
+    "enable_external_access=false",
+    # Ours to set on a cursor of a query whose cost is to be counted; queries are SELECTs only.
+    "allowed_configs=['enable_profiling', 'tracked_metrics']",
+    "lock_configuration=true",
+)
 
 
 class Engine:
@@ -86,7 +92,10 @@ class Engine:
             spec.tenant, "parts of queries", quota.concurrency, None
         )
         self.peers: Final = Peers(spec.tenant, quota, bytes.fromhex(spec.ticket_key))
-        self.watchdog: Final = Watchdog(spec.stuck_seconds, on_stuck, die_frozen=die_frozen)
+        self.cpu: Final = CpuMeter()
+        self.watchdog: Final = Watchdog(
+            spec.stuck_seconds, on_stuck, cpu=self.cpu, die_frozen=die_frozen
+        )
         self._on_stuck = on_stuck
 
     def _attach(self, shard_id: ShardId) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Protocol
+from typing import Final, Protocol
 
 from accel_dask.errors import AccelError, TooManyQueries
 
@@ -39,6 +39,8 @@ class EngineThread:
         self._done: SimpleQueue[BaseException | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+        assert self._thread.ident is not None
+        self.cpu_clock: Final = time.pthread_getcpuclockid(self._thread.ident)
 
     def call(self, work: Callable[[], None]) -> None:
         """Run `work` there; returns, or raises what it raised, when it has ended."""

@@ -30,6 +30,7 @@ from accel_dask.errors import (
     StaleEpoch,
     TooManyQueries,
 )
+from accel_dask.model.measured import MeasuredPart
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.model.ticket import Input, Piece, Ticket
 from accel_dask.worker_plugin.executor.peers import PeerCall, PeerClients
@@ -87,6 +88,7 @@ class InputStats:
     rows: int
     bytes: int
     peers: int
+    parts: tuple[MeasuredPart, ...] = ()
 
 
 class Inputs:
@@ -154,6 +156,22 @@ class _Share:
         self.call: PeerCall | None = None
         """None: not asked yet, or complete."""
         self.failure: AccelError | None = None
+        self.asked_at = time.monotonic()
+        self.asked = 0
+        """Executors so far."""
+
+    def measured(self, call: PeerCall) -> MeasuredPart:
+        """Of the call that gave all of it."""
+        told = call.measured()
+        return MeasuredPart(
+            address=call.address,
+            rows=sum(batch.num_rows for batch in self.batches),
+            bytes=sum(batch.nbytes for batch in self.batches),
+            ms=round((time.monotonic() - self.asked_at) * 1000, 3),
+            cpu_ms=told.cpu_ms if told else 0.0,
+            scanned_rows=told.scanned_rows if told else None,
+            alternatives=self.asked - 1,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +206,7 @@ class Fetch:
             for piece in _asked(one, ticket)
         ]
         self._pinged: set[PeerCall] = set()
+        self._measured: list[MeasuredPart] = []
 
     def stop(self) -> None:
         """End it from another thread: `run` raises `QueryCancelled`. Does not block."""
@@ -221,6 +240,7 @@ class Fetch:
             try:
                 call = PeerCall(peers.clients, source, tenant, peers.key, self._deadline)
                 share.call = call
+                share.asked += 1
                 peers.submit(partial(self._call, share, call))
             except ExecutorUnavailable as error:
                 share.failure = error
@@ -242,6 +262,8 @@ class Fetch:
         event.share.call = None
         if event.failure is not None:
             self._try_elsewhere(event.share, event.failure)
+        else:
+            self._measured.append(event.share.measured(event.call))
 
     def _try_elsewhere(self, share: _Share, failure: BaseException) -> None:
         self._discard(share)
@@ -267,7 +289,7 @@ class Fetch:
             batches = [batch for share in shares for batch in share.batches]
             tables[one.name] = pa.Table.from_batches(batches, schema)
         size = sum(self._bytes.values())
-        stats = InputStats(sum(self._rows.values()), size, len(self._shares))
+        stats = InputStats(sum(self._rows.values()), size, len(self._shares), tuple(self._measured))
         return Inputs(tables, stats, lambda: self._peers.memory.give_back(size))
 
     def _abandon(self) -> None:

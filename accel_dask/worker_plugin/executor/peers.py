@@ -24,7 +24,9 @@ from accel_dask.errors import (
     TooManyQueries,
 )
 from accel_dask.flight_errors import from_flight
+from accel_dask.flight_trailers import TrailerReader, Trailers
 from accel_dask.model.ids import TenantId
+from accel_dask.model.measured import MEASURED_TRAILER, Measured
 from accel_dask.model.ticket import (
     Cancellation,
     Source,
@@ -72,13 +74,16 @@ class PeerClients:
         self._lock = threading.Lock()
         self._clients: dict[str, flight.FlightClient] = {}
         self._silent_until: dict[str, float] = {}
+        self._trailer_reader = TrailerReader()
+        self.reading: Final = self._trailer_reader.reading
+        """The trailers of a call of one of the clients; see `TrailerReader`."""
 
     def client(self, address: str) -> flight.FlightClient:
         """The shared client of `address`; connects at its first call."""
         with self._lock:
             client = self._clients.pop(address, None)
             if client is None:
-                client = _connect(address)
+                client = _connect(address, self._trailer_reader)
             self._clients[address] = client  # last used, last in order
             while len(self._clients) > _MAX_CLIENTS:  # peers that are long gone
                 del self._clients[next(iter(self._clients))]
@@ -112,9 +117,9 @@ class PeerClients:
             client.close()
 
 
-def _connect(address: str) -> flight.FlightClient:
+def _connect(address: str, trailer_reader: TrailerReader) -> flight.FlightClient:
     try:
-        return flight.FlightClient(address, generic_options=_OPTIONS)
+        return flight.FlightClient(address, generic_options=_OPTIONS, middleware=[trailer_reader])
     except _CALL_ERRORS as error:
         log.error("no connection to %s: %s", address, error)
         raise ExecutorUnavailable("another executor has an address of no known form") from error
@@ -144,6 +149,7 @@ class PeerCall:
         self._deadline: Final = deadline
         self._lock = threading.Lock()
         self._reader: flight.FlightStreamReader | None = None
+        self._trailers = Trailers()
         self._is_cancelled = False
         self._has_ended = threading.Event()
 
@@ -180,7 +186,8 @@ class PeerCall:
     ) -> None:
         remaining = max(self._deadline - time.monotonic(), 0.0) + _SPARE_SECONDS
         options = flight.FlightCallOptions(timeout=remaining)
-        reader = self._client.do_get(flight.Ticket(self._signed), options)
+        with self._clients.reading() as self._trailers:
+            reader = self._client.do_get(flight.Ticket(self._signed), options)
         with self._lock:
             self._reader = reader
         try:
@@ -197,6 +204,15 @@ class PeerCall:
         except (AccelError, MemoryError):  # ours, not the stream's: the peer must hear of it
             reader.cancel()
             raise
+
+    def measured(self) -> Measured | None:
+        """What the peer measured, once everything has been read; None: it did not tell."""
+        told = self._trailers.get(MEASURED_TRAILER)
+        try:
+            return decode(told.encode(), Measured) if told else None
+        except InvariantViolated as error:
+            log.warning("%s told something unknown of its cost: %s", self, error)
+            return None
 
     def cancel(self) -> bool:
         """End the stream; False: there is none yet, so that `send_cancellation` has to follow."""

@@ -7,14 +7,25 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final, Protocol
 
 import duckdb
 import pyarrow as pa
 
-from accel_dask.errors import AccelError, DeadlineExceeded, QueryCancelled, RowLimit
+from accel_dask.errors import (
+    AccelError,
+    ByteLimit,
+    CpuLimit,
+    DeadlineExceeded,
+    QueryCancelled,
+    RowLimit,
+)
+from accel_dask.model.measured import Measured
 from accel_dask.model.ticket import Ticket
 from accel_dask.worker_plugin.executor.batches import batch_rows, plain_batch, plain_schema, slices
+from accel_dask.worker_plugin.executor.counting import count_costs, counted_costs
+from accel_dask.worker_plugin.executor.cpu_time import CpuAccount, CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
 from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads
 from accel_dask.worker_plugin.executor.inputs import Fetch, Inputs, InputStats, Peers
@@ -42,6 +53,9 @@ class QueryEngine(Protocol):
 
     @property
     def watchdog(self) -> Watchdog: ...
+
+    @property
+    def cpu(self) -> CpuMeter: ...
 
     def cursor(self) -> duckdb.DuckDBPyConnection: ...
 
@@ -74,8 +88,14 @@ class RunningQuery:
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._reader: pa.RecordBatchReader | None = None
         self._pending: deque[pa.RecordBatch] = deque()
-        self._rows = 0
+        self._rows = self._bytes = 0
         self._max_rows = _max_rows(ticket, engine.spec)
+        self._max_bytes = _max_bytes(ticket, engine.spec)
+        self._max_cpu_ms = _max_cpu_ms(ticket, engine.spec)
+        self._cpu: Final = CpuAccount()
+        self._started_at: Final = started_at
+        self._queue_seconds = self._gather_seconds = self._engine_seconds = 0.0
+        self._counted: tuple[int | None, int | None] = (None, None)
         self._input_stats: InputStats | None = None
         self.schema: pa.Schema = pa.schema([])
         self.is_complete = False
@@ -92,6 +112,9 @@ class RunningQuery:
 
     def client_is_gone(self) -> bool:
         return self._is_cancelled()
+
+    def is_over_cpu(self) -> bool:
+        return self._cpu.ms > self._max_cpu_ms
 
     def stop(self, reason: StopReason) -> None:
         """Interrupt the engine, or take everything from a query that waits for its reader."""
@@ -127,14 +150,43 @@ class RunningQuery:
         """
         self._engine.watchdog.add(self)
         self._thread = self._threads.acquire(self)
+        self._queue_seconds = time.monotonic() - self._started_at
         if self._ticket.inputs:
-            self._gather()
+            self._gather_seconds = self._cpu_of(self._gather, None)
         self._work(self._begin)
 
     @property
     def input_stats(self) -> InputStats | None:
         """What was fetched of other executors for it."""
         return self._input_stats
+
+    def measured(self) -> Measured:
+        """What it has cost so far."""
+        inputs = self._input_stats
+        scanned_rows, peak_memory_bytes = self._counted
+        return Measured(
+            queue_ms=_ms(self._queue_seconds),
+            gather_ms=_ms(self._gather_seconds),
+            engine_ms=_ms(self._engine_seconds),
+            cpu_ms=round(self._cpu.ms, 3),
+            rows=self._rows,
+            bytes=self._bytes,
+            scanned_rows=scanned_rows,
+            peak_memory_bytes=peak_memory_bytes,
+            gathered_rows=inputs.rows if inputs else 0,
+            gathered_bytes=inputs.bytes if inputs else 0,
+            parts=inputs.parts if inputs else (),
+        )
+
+    def _cpu_of(self, work: Callable[[], None], clock: int | None) -> float:
+        """Do `work` on this query's account; the seconds it took."""
+        meter, started_at = self._engine.cpu, time.monotonic()
+        meter.begin(self._cpu, clock)
+        try:
+            work()
+        finally:
+            meter.end(self._cpu)
+        return time.monotonic() - started_at
 
     def _gather(self) -> None:
         """Fetch the inputs. The thread is taken before, so that there are never more inputs in
@@ -180,7 +232,8 @@ class RunningQuery:
             if self._thread is None:  # never an end that looks like a whole answer
                 raise self._stopped_error()
             try:
-                self._thread.call(lambda: self._attempt(step))
+                call = partial(self._thread.call, partial(self._attempt, step))
+                self._engine_seconds += self._cpu_of(call, self._thread.cpu_clock)
                 if not self.is_complete:
                     return
             except BaseException:
@@ -201,6 +254,12 @@ class RunningQuery:
             return DeadlineExceeded(
                 f"the query of tenant {self._ticket.tenant} took longer than the "
                 f"{self._ticket.timeout_ms} ms it had"
+            )
+        if self._stop_reason is StopReason.CPU:
+            return CpuLimit(
+                f"the query of tenant {self._ticket.tenant} used more than the "
+                f"{self._max_cpu_ms:,} ms of CPU time it may use (max_cpu_ms); filter or aggregate "
+                "more"
             )
         return QueryCancelled(f"the query of tenant {self._ticket.tenant} was cancelled")
 
@@ -226,6 +285,8 @@ class RunningQuery:
         if values is None and self._ticket.describe_only and statement.named_parameters:
             values = [None] * len(statement.named_parameters)
         self._cursor = self._engine.cursor()
+        if self._ticket.measure:
+            count_costs(self._cursor)
         if self._inputs is not None:
             _show(self._cursor, self._inputs.take())
         relation = self._cursor.sql(statement, params=values)
@@ -262,13 +323,22 @@ class RunningQuery:
             batch = self._reader.read_next_batch()
         except StopIteration:
             self.is_complete = True
+            if self._ticket.measure and self._cursor is not None:
+                self._counted = counted_costs(self._cursor)
             return
         self.check_stopped()
         self._rows += batch.num_rows
+        self._bytes += batch.nbytes
         if self._rows > self._max_rows:
             raise RowLimit(
-                f"the answer has more than {self._max_rows} rows, the limit of tenant "
-                f"{self._ticket.tenant}; add a LIMIT, filter or aggregate"
+                f"the answer has more than {self._max_rows} rows, the limit of this query of "
+                f"tenant {self._ticket.tenant} (max_result_rows); add a LIMIT, filter or aggregate"
+            )
+        if self._bytes > self._max_bytes:
+            raise ByteLimit(
+                f"the answer has more than {self._max_bytes:,} bytes, the limit of this query of "
+                f"tenant {self._ticket.tenant} (max_result_bytes); add a LIMIT, select or "
+                "aggregate less"
             )
         self._pending.extend(slices(plain_batch(batch, self.schema), self._ticket.max_batch_bytes))
 
@@ -293,6 +363,26 @@ def _max_rows(ticket: Ticket, spec: ExecutorSpec) -> int:
     if ticket.is_part:
         return ticket.max_result_rows
     return min(ticket.max_result_rows, spec.quota.max_result_rows)
+
+
+def _max_bytes(ticket: Ticket, spec: ExecutorSpec) -> int:
+    """As `_max_rows`. What parts send is bounded by whoever gathers it."""
+    if ticket.is_part and ticket.max_result_bytes:
+        return ticket.max_result_bytes
+    return _lower(ticket.max_result_bytes, spec.quota.max_result_bytes)
+
+
+def _max_cpu_ms(ticket: Ticket, spec: ExecutorSpec) -> int:
+    return _lower(ticket.max_cpu_ms, spec.quota.max_cpu_ms)
+
+
+def _lower(asked: int, limit: int) -> int:
+    """0: nothing was asked for."""
+    return min(asked, limit) if asked else limit
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
 
 
 def _show(cursor: duckdb.DuckDBPyConnection, tables: dict[str, pa.Table]) -> None:

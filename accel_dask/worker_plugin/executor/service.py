@@ -14,6 +14,7 @@ from pyarrow import flight
 from accel_dask.codec import decode, encode
 from accel_dask.errors import AccelError, InvariantViolated, StaleEpoch, Unauthenticated
 from accel_dask.flight_errors import to_flight
+from accel_dask.model.measured import MEASURED_TRAILER
 from accel_dask.model.ticket import (
     Cancellation,
     Ticket,
@@ -31,8 +32,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-INPUTS_TRAILER = "accel-inputs"
-"""Trailing metadata of an answer that needed peers: `InputStats` as JSON."""
 _CALL = "call"
 
 
@@ -134,11 +133,10 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
             return cancelled.is_set() or bool(context.is_cancelled())
 
         query = call.query = self._engine.run(order, is_cancelled, started_at)
-        if query.input_stats is not None:
-            context.add_trailer(INPUTS_TRAILER, encode(query.input_stats).decode())
         if query.is_complete:  # the engine is done with it: C++ can stream alone
+            _tell_measured(context, query)
             return flight.RecordBatchStream(pa.Table.from_batches(list(query), query.schema))
-        return flight.GeneratorStream(query.schema, _Answer(query))
+        return flight.GeneratorStream(query.schema, _Answer(query, context))
 
     def _checked(self, signed: bytes) -> Ticket:
         self._standing.check()
@@ -164,14 +162,23 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
 class _Answer:
     """Batches for Flight, with our errors as Flight's."""
 
-    def __init__(self, query: RunningQuery) -> None:
+    def __init__(self, query: RunningQuery, context: flight.ServerCallContext) -> None:
         self._query = query
+        self._context = context
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self
 
     def __next__(self) -> pa.RecordBatch:
-        return _guarded(self._query.__next__)
+        try:
+            return _guarded(self._query.__next__)
+        except StopIteration:
+            _tell_measured(self._context, self._query)
+            raise
+
+
+def _tell_measured(context: flight.ServerCallContext, query: RunningQuery) -> None:
+    context.add_trailer(MEASURED_TRAILER, encode(query.measured()).decode())
 
 
 class _Call(flight.ServerMiddleware):  # type: ignore[misc]

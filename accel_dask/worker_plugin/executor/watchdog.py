@@ -1,4 +1,4 @@
-"""Ends queries whose time is over or whose client has gone."""
+"""Ends queries whose time or CPU time is over, or whose client has gone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
+
+from accel_dask.worker_plugin.executor.cpu_time import CpuMeter
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +23,7 @@ FROZEN_SECONDS = 5
 
 class StopReason(Enum):
     DEADLINE = "its time was over"
+    CPU = "it used more CPU time than it may"
     CANCELLED = "its client went away"
 
 
@@ -33,6 +36,8 @@ class Watched(Protocol):
     @property
     def is_computing(self) -> bool: ...
 
+    def is_over_cpu(self) -> bool: ...
+
     def client_is_gone(self) -> bool: ...
 
     def stop(self, reason: StopReason) -> None: ...
@@ -42,12 +47,18 @@ class Watchdog:
     """One thread for all queries of an executor."""
 
     def __init__(
-        self, stuck_seconds: float, on_stuck: Callable[[str], None], *, die_frozen: bool = False
+        self,
+        stuck_seconds: float,
+        on_stuck: Callable[[str], None],
+        *,
+        cpu: CpuMeter | None = None,
+        die_frozen: bool = False,
     ) -> None:
         """`on_stuck` gets a sentence. `die_frozen`: let the kernel end the process when it
         holds the interpreter lock so long that not even this thread gets a turn."""
         self._stuck_seconds = stuck_seconds
         self._on_stuck = on_stuck
+        self._cpu = cpu or CpuMeter()
         self._die_frozen = die_frozen
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
@@ -105,11 +116,15 @@ class Watchdog:
             signal.setitimer(signal.ITIMER_REAL, seconds)
 
     def _tick(self, now: float) -> None:
+        if self._watched:
+            self._cpu.settle()
         for query in tuple(self._watched):
             stopped_at = query.stopped_at
             if stopped_at is None:
                 if now >= query.deadline:
                     query.stop(StopReason.DEADLINE)
+                elif query.is_over_cpu():
+                    query.stop(StopReason.CPU)
                 elif query.client_is_gone():
                     query.stop(StopReason.CANCELLED)
             elif query.is_computing and now - stopped_at > self._stuck_seconds:
