@@ -39,12 +39,13 @@ EVERY_HOST: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollup:
-    """A pre-aggregate that the loader builds beside the rows."""
+    """A pre-aggregate that the loader builds beside the rows; see `model.rollup`."""
 
     name: str
     dimensions: tuple[str, ...]
+    """Columns, or time grains over them: `carrier`, `date_trunc('day', ts)`."""
     measures: tuple[str, ...]
-    """SQL aggregates over columns, such as `sum(delay)`."""
+    """Aggregates of columns: `count(*)`, `sum(delay)`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

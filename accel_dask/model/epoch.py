@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import ClassVar, Final
 
 from accel_dask.errors import IllegalTransition
+from accel_dask.model.dataset import Rollup
 from accel_dask.model.ids import (
     DatasetId,
     EpochNumber,
@@ -85,6 +86,10 @@ class Epoch:
     replicas: int
     columns: tuple[Column, ...] = ()
     shards: tuple[ShardSummary, ...] = ()
+    rollups: tuple[Rollup, ...] = ()
+    """That every shard has."""
+    rollup_rows: tuple[tuple[int, ...], ...] = ()
+    """Of each of `shards` the rows of its rollups; empty before it is READY."""
     plan_digest: str = ""
     """SHA-256 of the load plan's blob."""
     publish_nonce: str = ""

@@ -9,7 +9,7 @@ from accel_dask.model.dataset import Rollup
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
 from accel_dask.model.snapshot import Column, ColumnStats, DataFile, SnapshotId
 
-SHARD_FORMAT: Final = 1
+SHARD_FORMAT: Final = 2
 """Version of the shard file's layout. Part of every shard id: a new one reloads everything."""
 
 
@@ -81,3 +81,5 @@ class ShardManifest:
     """Exact, of every column, as loaded."""
     load_ms: int
     peak_memory_bytes: int
+    rollup_rows: tuple[int, ...] = ()
+    """Of each of the task's rollups, in their order."""

@@ -51,6 +51,8 @@ class Replica:
     rows: int = 0
     file_bytes: int = 0
     row_checksum: str = ""
+    rollup_rows: tuple[int, ...] = ()
+    """As in `ShardManifest`."""
     error_code: str = ""
     retryable: bool = False
     reason: str = ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset
+from accel_dask.model.dataset import Dataset, Rollup
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import DatasetId, EpochNumber, Revision, TenantId, WorkerId
@@ -18,6 +18,7 @@ from accel_dask.model.member import META_PATH, ClusterMeta
 from accel_dask.model.placement import Serving
 from accel_dask.model.snapshot import Column, SnapshotId
 from accel_dask.model.tenant import Quota, Tenant, User
+from accel_dask.model.ticket import DATA_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,12 @@ class DatasetRoute:
     shards: tuple[ShardSummary, ...]
     executors: tuple[ExecutorRoute, ...]
     """Executors that have at least one shard of the epoch attached."""
+    rollups: tuple[Rollup, ...] = ()
+    rollup_rows: tuple[tuple[int, ...], ...] = ()
+    """As in `Epoch`."""
+    table: str = DATA_TABLE
+    """Which table of the shard files `columns` and the shards' rows are of: the data, or, where
+    the planner chose one, a rollup."""
 
 
 class RoutingTable:
@@ -87,6 +94,8 @@ def build_routing(view: ClusterView) -> RoutingTable:
             columns=epoch.columns,
             shards=epoch.shards,
             executors=_newest_with(routes, serving.dataset_id, epoch.number),
+            rollups=epoch.rollups,
+            rollup_rows=epoch.rollup_rows,
         )
     meta = view.find(ClusterMeta, META_PATH)
     return RoutingTable(

@@ -10,11 +10,14 @@ import hmac
 import re
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Final
 
 from accel_dask.errors import InvariantViolated, StaleEpoch, Unauthenticated
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import EpochNumber, ShardId, TenantId
 
+DATA_TABLE: Final = "data"
+"""The table of a shard file with its rows."""
 _SIGNATURE_BYTES = 32
 _INPUT_NAME = re.compile(r"input_[0-9]{1,6}")
 
@@ -105,7 +108,7 @@ def shard_database(shard_id: ShardId) -> str:
     return f"s_{shard_id}"
 
 
-def shard_relation(shard_id: ShardId, table: str = "data") -> str:
+def shard_relation(shard_id: ShardId, table: str = DATA_TABLE) -> str:
     """The SQL name of a shard's table in an executor."""
     return f'"{shard_database(shard_id)}"."main"."{table}"'
 

@@ -130,9 +130,10 @@ def relation_of(
 ) -> str:
     """The union of `shards` and `inputs` as a relation; of some columns only, if given."""
     if len(shards) == 1 and not inputs and columns is None:
-        return shard_relation(shards[0])
+        return shard_relation(shards[0], route.table)
     selected = ", ".join(quoted(column.name) for column in columns or route.columns)
-    sources = [*map(shard_relation, shards), *map(quoted, inputs)]
+    sources = [shard_relation(shard, route.table) for shard in shards]
+    sources += map(quoted, inputs)
     if not sources:
         return f"({_no_rows(columns or route.columns)})"
     selects = (f"SELECT {selected} FROM {source}" for source in sources)  # noqa: S608 - quoted names

@@ -29,7 +29,7 @@ from accel_dask.model.tenant import tenant_path
 from accel_dask.scheduler_plugin.admission import admit
 from accel_dask.scheduler_plugin.placement import place
 from accel_dask.scheduler_plugin.round import Round, is_declared
-from accel_dask.scheduler_plugin.shard_stats import MAX_EPOCH_BYTES, summary_stats
+from accel_dask.scheduler_plugin.shard_stats import MAX_EPOCH_BYTES, ROLLUP_BYTES, summary_stats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,6 +205,7 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
         replicas=planned.dataset.wanted_replicas,
         columns=planned.plan.columns,
         shards=_summaries(tasks),
+        rollups=tasks[0].rollups,
         plan_digest=planned.plan_digest,
         publish_nonce=request.nonce,
         story=(StoryLine(at_ns=round_.now_ns, state=EpochState.LOADING, because=because),),
@@ -226,6 +227,7 @@ def _summaries(tasks: Sequence[LoadTask]) -> tuple[ShardSummary, ...]:
 def _check_size(epoch: Epoch, *others: Placement) -> None:
     """Raise `NotAcceleratable` if the records are larger than the store takes."""
     size = sum(len(encode(record)) for record in (epoch, *others))
+    size += ROLLUP_BYTES * len(epoch.rollups) * len(epoch.shards)
     if size > MAX_EPOCH_BYTES:
         raise NotAcceleratable(
             f"{epoch.dataset_id}: {len(epoch.shards):,} shards and {len(epoch.columns):,} columns "

@@ -283,8 +283,9 @@ def _serve(
     serving = Serving(
         tenant=epoch.tenant, dataset=epoch.dataset, epoch=epoch.number, since_ns=round_.now_ns
     )
+    counted = with_rollup_rows(view, epoch)
     changes = [
-        Put(advance(epoch, EpochState.READY, because=because, at_ns=round_.now_ns)),
+        Put(advance(counted, EpochState.READY, because=because, at_ns=round_.now_ns)),
         Put(serving),
     ]
     requires: list[Requirement | Path] = [
@@ -304,6 +305,18 @@ def _serve(
         )
         requires.append(old.path)
     return round_.commit(because_of(epoch, f"serves now, {because}"), requires, *changes)
+
+
+def with_rollup_rows(view: ClusterView, epoch: Epoch) -> Epoch:
+    """`epoch` with the rows of its shards' rollups, as its replicas count them."""
+    if not epoch.rollups:
+        return epoch
+    rows = {
+        replica.shard_id: replica.rollup_rows
+        for shard in epoch.shards
+        for replica in view.ready_replicas(shard.shard_id)
+    }
+    return replace(epoch, rollup_rows=tuple(rows.get(shard.shard_id, ()) for shard in epoch.shards))
 
 
 # -- READY

@@ -21,6 +21,8 @@ MAX_STATS_BYTES: Final = 300_000
 """Of all shards of an epoch."""
 _SHARD_BYTES: Final = 200
 """Of a shard in the epoch and in its placement, without statistics."""
+ROLLUP_BYTES: Final = 12
+"""Of one rollup's rows in one shard."""
 MAX_BOUND_CHARACTERS: Final = 48
 _FIXED_BYTES: Final = 75
 """Of one column of one shard, apart from its name and bounds."""
@@ -34,7 +36,7 @@ def summary_stats(tasks: Sequence[LoadTask]) -> tuple[tuple[ColumnStats, ...], .
     ]
     names = dict.fromkeys(name for stats in by_task for name in stats)
     chosen: set[str] = set()
-    left = min(MAX_STATS_BYTES, MAX_EPOCH_BYTES - _SHARD_BYTES * len(tasks))
+    left = min(MAX_STATS_BYTES, MAX_EPOCH_BYTES - fixed_bytes(tasks))
     for name in sorted(names, key=lambda name: _rank(name, tasks, by_task)):
         size = sum(_size(stats[name]) for stats in by_task if name in stats)
         if size <= left:
@@ -43,6 +45,12 @@ def summary_stats(tasks: Sequence[LoadTask]) -> tuple[tuple[ColumnStats, ...], .
     return tuple(
         tuple(found for name, found in stats.items() if name in chosen) for stats in by_task
     )
+
+
+def fixed_bytes(tasks: Sequence[LoadTask]) -> int:
+    """Of the shards in the records once their rollups are counted, without statistics."""
+    rollups = len(tasks[0].rollups) if tasks else 0
+    return (_SHARD_BYTES + ROLLUP_BYTES * rollups) * len(tasks)
 
 
 def _says_anything(stats: ColumnStats) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from accel_dask.codec import digest
@@ -20,6 +20,7 @@ from accel_dask.model.bounds import FLOATS, bound_key, merge_stats
 from accel_dask.model.dataset import Dataset, Rollup
 from accel_dask.model.ids import ShardId
 from accel_dask.model.load_plan import SHARD_FORMAT, LoadTask
+from accel_dask.model.rollup import resolve_rollups
 from accel_dask.model.snapshot import Column, ColumnStats, DataFile, SourceSnapshot
 
 
@@ -43,9 +44,12 @@ def cut_shards(dataset: Dataset, snapshot: SourceSnapshot) -> tuple[LoadTask, ..
     A snapshot without files gives one empty shard, so that its dataset can be queried.
 
     Raises:
-        SchemaUnsupported: the dataset sorts by a column that it does not hold.
+        SchemaUnsupported: the dataset sorts by, or has a rollup over, a column that it does not
+            hold or that is of a type that does not do.
     """
     sort_by = effective_sort(dataset, snapshot)
+    rollups = resolve_rollups(dataset.dataset_id, dataset.rollups, snapshot.columns)
+    dataset = replace(dataset, rollups=rollups)
     pieces = _pieces(snapshot, sort_by, max(1, dataset.shard_target_bytes)) or [()]
     return tuple(_task(dataset, snapshot.columns, sort_by, files) for files in pieces)
 

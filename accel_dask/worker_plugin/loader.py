@@ -60,6 +60,7 @@ def load_shard(order: LoadOrder) -> ShardManifest:
             row_checksum=loaded.row_checksum,
             columns=order.task.columns,
             stats=loaded.stats,
+            rollup_rows=loaded.rollup_rows,
             load_ms=round((time.monotonic() - started) * 1000),
             peak_memory_bytes=_peak_memory_bytes(),
         )

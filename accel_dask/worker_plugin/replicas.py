@@ -70,6 +70,7 @@ def ready(new: Replica) -> Change:
             "rows": new.rows,
             "file_bytes": new.file_bytes,
             "row_checksum": new.row_checksum,
+            "rollup_rows": new.rollup_rows,
             "load_ms": new.load_ms,
             "error_code": "",
             "retryable": False,
@@ -131,6 +132,7 @@ class ReplicaRecords:
             rows=manifest.rows,
             file_bytes=manifest.file_bytes,
             row_checksum=manifest.row_checksum,
+            rollup_rows=manifest.rollup_rows,
             load_ms=manifest.load_ms,
         )
         self._change(manifest.shard_id, ready(new), because)

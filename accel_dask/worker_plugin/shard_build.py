@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,8 +22,11 @@ from accel_dask.errors import (
     SnapshotGone,
     ValidationFailed,
 )
+from accel_dask.model.ids import DatasetId
 from accel_dask.model.load_plan import LoadOrder, LoadTask
+from accel_dask.model.rollup import RollupTable, rollup_table
 from accel_dask.model.snapshot import Column
+from accel_dask.worker_plugin.rollup_build import build_rollup, check_rollup
 from accel_dask.worker_plugin.source_files import (
     collect_deletes,
     quote,
@@ -143,13 +146,16 @@ def _build(order: LoadOrder, attempt: _Attempt, file: Path, spill: Path) -> Load
         for slice_of_rows in _slices(connection, task, rows, attempt.slices):
             connection.execute(f"INSERT INTO main.data {slice_of_rows}{_order_by(task)}")
         connection.execute("DROP TABLE IF EXISTS temp.gone_rows")
-        for rollup in task.rollups:
-            connection.execute(_create_rollup(rollup.name, rollup.dimensions, rollup.measures))
+        tables = _rollup_tables(order)
+        for table in tables:
+            build_rollup(connection, table)
         connection.execute("CHECKPOINT")
         promised = None
         if task.row_filter is None:
             promised = sum(f.record_count for f in task.files) - gone
-        return validate(connection, task, promised)
+        loaded = validate(connection, task, promised)
+        counts = tuple(check_rollup(connection, task.shard_id, table) for table in tables)
+        return replace(loaded, rollup_rows=counts)
 
 
 def _open_database(
@@ -217,12 +223,9 @@ def _slices(
     connection.execute("DROP TABLE temp.bounds")
 
 
-def _create_rollup(name: str, dimensions: tuple[str, ...], measures: tuple[str, ...]) -> str:
-    keys = ", ".join(quote(dimension) for dimension in dimensions)
-    values = ", ".join(f"{measure} AS {quote(measure)}" for measure in measures)
-    grouped = f" GROUP BY {keys} ORDER BY {keys}" if keys else ""
-    wanted = ", ".join(part for part in (keys, values) if part)
-    return f"CREATE TABLE main.{quote('rollup_' + name)} AS SELECT {wanted} FROM main.data{grouped}"
+def _rollup_tables(order: LoadOrder) -> tuple[RollupTable, ...]:
+    dataset = DatasetId(order.tenant, order.dataset)
+    return tuple(rollup_table(dataset, one, order.task.columns) for one in order.task.rollups)
 
 
 def check_size(order: LoadOrder, file_bytes: int) -> None:

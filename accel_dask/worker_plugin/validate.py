@@ -25,6 +25,7 @@ class Loaded:
     rows: int
     row_checksum: str
     stats: tuple[ColumnStats, ...]
+    rollup_rows: tuple[int, ...] = ()
 
 
 def validate(

@@ -29,7 +29,6 @@ from accel_dask.errors import (
     SnapshotGone,
     ValidationFailed,
 )
-from accel_dask.model.dataset import Rollup
 from accel_dask.model.ids import EpochNumber, ShardId, TenantId
 from accel_dask.model.load_plan import LoadOrder, LoadTask, ShardManifest
 from accel_dask.model.snapshot import Column, ColumnStats, DataFile, DeleteFile, Matching
@@ -196,14 +195,6 @@ def test_a_filter_keeps_what_it_is_true_for(tmp_path: Path) -> None:
     ShardDir(Path(order.shard_dir)).remove(SHARD)
     with pytest.raises(SchemaUnsupported, match=r"acme.trips@7.*no_such"):
         load_shard(bad)
-
-
-def test_rollups_are_built_beside_the_rows(tmp_path: Path) -> None:
-    file = write(tmp_path / "1.parquet", {"n": [1, 2, 5], "s": ["a", "a", "b"]})
-    rollup = Rollup(name="by_s", dimensions=("s",), measures=("sum(n)", "count(*)"))
-    order = order_for(tmp_path, file, rollups=(rollup,))
-    load_shard(order)
-    assert loaded(order, "FROM rollup_by_s") == [("a", 3, 2), ("b", 5, 1)]
 
 
 def test_an_empty_shard_is_a_shard(tmp_path: Path) -> None:
