@@ -153,9 +153,12 @@ class _Query:
         self.deadline = deadline
         self.stopped_at: float | None = None
         self.is_computing = computing
-        self.gone = False
+        self.gone = self.over_cpu = False
         self.reasons: list[StopReason] = []
         self.stopped = threading.Event()
+
+    def is_over_cpu(self) -> bool:
+        return self.over_cpu
 
     def client_is_gone(self) -> bool:
         return self.gone
@@ -169,14 +172,18 @@ class _Query:
 def test_the_watchdog_stops_at_the_deadline_and_when_the_client_is_gone() -> None:
     watchdog = Watchdog(60.0, pytest.fail)
     late, lonely = _Query(time.monotonic() + 0.05), _Query(time.monotonic() + 60)
-    watchdog.add(late)
-    watchdog.add(lonely)
+    hungry = _Query(time.monotonic() + 60)
+    for query in (late, lonely, hungry):
+        watchdog.add(query)
     assert late.stopped.wait(5)
     assert not lonely.stopped.is_set()
     lonely.gone = True
     assert lonely.stopped.wait(5)
     assert late.reasons[0] is StopReason.DEADLINE
     assert lonely.reasons[0] is StopReason.CANCELLED
+    hungry.over_cpu = True
+    assert hungry.stopped.wait(5)
+    assert hungry.reasons[0] is StopReason.CPU
     watchdog.close()
 
 
