@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Final
 
 from sqlglot import exp
 
 from accel_dask.model.snapshot import Column
+from accel_dask.model.ticket import DATA_TABLE
 from accel_dask.query_planner.plan import ParsedQuery, Scan
 
 _NAMES: Final = re.compile(r'"((?:[^"]|"")*)"|([^\W\d][\w$]*)')
@@ -33,16 +35,25 @@ class UsedColumns:
     """Reads the statement once for all of its tables. Errs on the side of too many."""
 
     def __init__(self, parsed: ParsedQuery) -> None:
-        self._words = {
+        self._parsed = parsed
+
+    @cached_property
+    def _words(self) -> set[str]:
+        return {
             (quoted.replace('""', '"') or plain).lower()
-            for quoted, plain in _NAMES.findall(parsed.text)
+            for quoted, plain in _NAMES.findall(self._parsed.text)
         }
-        self._is_all = _may_use_all(parsed)
+
+    @cached_property
+    def _is_all(self) -> bool:
+        return _may_use_all(self._parsed)
 
     def of(self, scan: Scan) -> tuple[Column, ...]:
         """Columns of the scan's table, in its order; never none."""
         columns = scan.route.columns
         alias = scan.reference.node.args.get("alias")
+        if scan.route.table != DATA_TABLE:  # its columns are not what the text names
+            return columns
         if self._is_all or (alias is not None and alias.args.get("columns")):
             return columns
         used = tuple(column for column in columns if column.name.lower() in self._words)

@@ -13,6 +13,7 @@ from sqlglot import exp
 from accel_dask.model.ids import ShardId
 from accel_dask.query_planner.aggregates import call_name, is_aggregate
 from accel_dask.query_planner.blocks import Block, NotMergeable, own_nodes, same_column
+from accel_dask.query_planner.columns import UsedColumns
 from accel_dask.query_planner.names import derived_name
 from accel_dask.query_planner.physical import (
     SplicedText,
@@ -68,20 +69,22 @@ def prepare(block: Block, text: SplicedText, scans: dict[int, Scan]) -> Merge:
     return writer.grouped() if block.is_grouped else writer.rows()
 
 
-def part_sql(merge: Merge, text: SplicedText, shards: Sequence[ShardId]) -> str:
+def part_sql(
+    merge: Merge, text: SplicedText, shards: Sequence[ShardId], columns: UsedColumns
+) -> str:
     """What one executor computes of some of the spread table's shards."""
     block, select = merge.block, merge.block.select
-    edits = [table_edit(block.spread.reference, relation_of(block.spread.route, shards))]
-    edits += [
-        table_edit(scan.reference, relation_of(scan.route, shard_ids(scan)))
-        for scan in block.others
+    reads = [(block.spread, shards), *((scan, shard_ids(scan)) for scan in block.others)]
+    edits = [
+        table_edit(scan.reference, relation_of(scan.route, ids, columns.of(scan)))
+        for scan, ids in reads
     ]
     spliced = SplicedText(text.parsed, [*text.edits, *edits])
-    columns = ", ".join(
+    selected = ", ".join(
         f"{column.before}{spliced.cut(*column.span)}{column.behind} AS {column.name}"
         for column in merge.columns
     )
-    clauses = [f"SELECT {columns}", spliced.cut(*_from_span(select, spliced))]
+    clauses = [f"SELECT {selected}", spliced.cut(*_from_span(select, spliced))]
     if (where := select.args.get("where")) is not None:
         clauses.append(spliced.cut(*_span(where, spliced)))
     if block.is_grouped and block.keys:

@@ -128,8 +128,9 @@ def relation_of(
     columns: Sequence[Column] | None = None,
     inputs: Sequence[str] = (),
 ) -> str:
-    """The union of `shards` and `inputs` as a relation; of some columns only, if given."""
-    if len(shards) == 1 and not inputs and columns is None:
+    """The union of `shards` and `inputs` as a relation; of no more than some columns where they
+    must be listed, if given: the engine binds each column of each shard."""
+    if len(shards) == 1 and not inputs:
         return shard_relation(shards[0], route.table)
     selected = ", ".join(quoted(column.name) for column in columns or route.columns)
     sources = [shard_relation(shard, route.table) for shard in shards]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from accel_dask.query_planner.columns import UsedColumns
 from accel_dask.query_planner.physical import (
     SplicedText,
     relation_of,
@@ -25,9 +26,11 @@ def split(draft: QueryDraft, context: PlanContext) -> QueryDraft:
     if draft.spread is not None:
         return spread_fragment(draft, context)
     assert draft.parsed is not None
-    edits = [
-        table_edit(scan.reference, relation_of(scan.route, shard_ids(scan))) for scan in draft.scans
-    ]
+    columns = UsedColumns(draft.parsed)
+    edits = []
+    for scan in draft.scans:
+        named = columns.of(scan) if len(scan.shards) > 1 else None
+        edits.append(table_edit(scan.reference, relation_of(scan.route, shard_ids(scan), named)))
     fragment = Fragment(
         kind=FragmentKind.HOT,
         sql=SplicedText(draft.parsed, [*draft.parsed.edits, *edits]).all(),

@@ -172,14 +172,14 @@ class _Splitter:
             tuple(
                 _PartSql(
                     executors=executors,
-                    sql=part_sql(merge, self._text, shards),
+                    sql=part_sql(merge, self._text, shards, self._columns),
                     reads=((spread.route, shards), *others),
                 )
                 for executors, shards in shares
             ),
             f"{what} of {spread.route.dataset_id}",
         )
-        own_sql = part_sql(merge, self._text, own) if own else ""
+        own_sql = part_sql(merge, self._text, own, self._columns) if own else ""
         if own:
             self._reads += [(spread.route, own), *others]
         if " LIMIT " in own_sql:
@@ -191,10 +191,12 @@ class _Splitter:
         own, shares = self._by_executor(scan)
         if own or not shares:
             self._reads.append((scan.route, own))
-        if not shares:
-            self._text.edits.append(table_edit(scan.reference, relation_of(scan.route, own)))
-            return
         columns = self._columns.of(scan)
+        if not shares:
+            self._text.edits.append(
+                table_edit(scan.reference, relation_of(scan.route, own, columns))
+            )
+            return
         conditions = self._conditions(scan)
         self._check(scan, columns, [shards for _, shards in shares], is_filtered=bool(conditions))
         why = self._why_not.get(id(scan.reference.node), "")
@@ -306,5 +308,6 @@ def _rows_sql(
     """The rows of some shards that the query may use, under the table's name in the query."""
     selected = ", ".join(quoted(column.name) for column in columns)
     name = quoted(scan.reference.node.alias_or_name)
+    relation = relation_of(scan.route, shards, columns)
     where = " WHERE " + " AND ".join(f"({one})" for one in conditions) if conditions else ""
-    return f"SELECT {selected} FROM {relation_of(scan.route, shards)} AS {name}{where}"  # noqa: S608 - quoted names
+    return f"SELECT {selected} FROM {relation} AS {name}{where}"  # noqa: S608 - quoted names

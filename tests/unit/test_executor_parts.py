@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import duckdb
 import pyarrow as pa
@@ -28,10 +29,11 @@ from accel_dask.errors import (
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import EpochNumber, ShardId
 from accel_dask.model.tenant import Quota
-from accel_dask.worker_plugin.executor.batches import batch_rows, plain_schema, slices
+from accel_dask.worker_plugin.executor.batches import plain_schema, read_some, slices
 from accel_dask.worker_plugin.executor.control import LineBuffer, to_line
 from accel_dask.worker_plugin.executor.engine_errors import clean_text, translate
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
+from accel_dask.worker_plugin.executor.streaming import open_stream
 from accel_dask.worker_plugin.executor.watchdog import StopReason, Watchdog
 from accel_dask.worker_plugin.process_record import ProcessRecords, start_ticks
 
@@ -124,12 +126,47 @@ def test_slices_are_bounded_whole_and_in_order() -> None:
     assert list(slices(batch.slice(0, 0), 10)) == []
 
 
-@pytest.mark.parametrize(
-    ("types", "rows"),
-    [(["INTEGER"], 65_536), (["VARCHAR"] * 100, 2048), (["DOUBLE"] * 16, 16_384), ([], 65_536)],
-)
-def test_batches_are_whole_vectors_of_the_engine(types: list[str], rows: int) -> None:
-    assert batch_rows(types, 2 * 1024 * 1024) == rows
+def test_what_the_engine_gives_in_small_pieces_is_sent_in_large_ones_and_bounded() -> None:
+    schema = pa.schema({"n": pa.int64(), "code": pa.string()})
+    raw = pa.schema({"n": pa.int64(), "code": pa.dictionary(pa.int8(), pa.string())})
+    pieces = [
+        pa.record_batch(
+            [pa.array(range(i, i + 1000)), pa.array(["code"] * 1000).dictionary_encode()],
+            names=["n", "code"],
+        ).cast(raw)
+        for i in range(0, 10_000, 1000)
+    ]
+    reader = pa.RecordBatchReader.from_batches(raw, pieces)
+    taken, is_last = [], False
+    while not is_last:
+        batch, is_last = read_some(reader, schema, 50_000)
+        taken += [batch] if batch is not None else []
+    assert all(batch.schema.equals(schema) for batch in taken)
+    assert [batch.num_rows for batch in taken] == [4000, 4000, 2000]
+    assert pa.Table.from_batches(taken)["n"].to_pylist() == list(range(10_000))
+
+
+def test_an_answer_without_rows_is_known_to_be_whole() -> None:
+    schema = pa.schema({"n": pa.int64()})
+    assert read_some(pa.RecordBatchReader.from_batches(schema, []), schema, 100) == (None, True)
+
+
+def test_a_stream_without_the_engines_own_way_to_it_has_the_same_rows_and_types() -> None:
+    sql = "SELECT $1::HUGEINT AS a, 'x' AS a, $2 AS b"
+
+    class Public:
+        """As a client of the engine that has nothing but what is documented."""
+
+        def __init__(self, cursor: duckdb.DuckDBPyConnection) -> None:
+            self.sql = cursor.sql
+
+    with duckdb.connect() as database:
+        found = []
+        for cursor in (database.cursor(), Public(database.cursor())):
+            reader, types = open_stream(cast("Any", cursor), sql, [7, 1.5], 10)
+            found.append((reader.read_all(), [str(kind) for kind in types]))
+    assert found[0] == found[1]
+    assert found[0][1] == ["HUGEINT", "VARCHAR", found[1][1][2]]
 
 
 def test_a_schema_without_dictionaries_is_left_alone() -> None:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Final
 
 import pyarrow as pa
 
 from accel_dask.errors import UnsupportedQuery
 
-_VECTOR_ROWS = 2048
-_MAX_ROWS = 64 * 1024
-_WIDTHS = {"BOOLEAN": 1, "TINYINT": 1, "SMALLINT": 2, "INTEGER": 4, "DATE": 4, "FLOAT": 4}
-_MAX_DEPTH = 32
+READ_ROWS: Final = 4096
+"""Rows to ask of the engine at a time."""
+_MAX_ROWS: Final = 64 * 1024
+_MAX_DEPTH: Final = 32
 """Readers of Arrow streams give up at 64, and recursion needs stack."""
-_NESTED_WIDTH, _TEXT_WIDTH, _OTHER_WIDTH = 128, 32, 16
 
 
-def batch_rows(types: Iterable[Any], max_batch_bytes: int) -> int:
-    """Rows to ask of DuckDB at a time for columns of these types: whole vectors of it."""
-    row_bytes = sum(_width(str(kind)) for kind in types) or 1
-    vectors = max_batch_bytes // row_bytes // _VECTOR_ROWS
-    return max(_VECTOR_ROWS, min(vectors * _VECTOR_ROWS, _MAX_ROWS))
+def read_some(
+    reader: pa.RecordBatchReader, schema: pa.Schema, max_bytes: int
+) -> tuple[pa.RecordBatch | None, bool]:
+    """What `reader` gives up to about `max_bytes`, as one batch (None: nothing) in the form of
+    `schema`, and whether that was all."""
+    found: list[pa.RecordBatch] = []
+    rows = size = 0
+    while rows < _MAX_ROWS and size < max_bytes:
+        try:
+            batch = reader.read_next_batch()
+        except StopIteration:
+            return _joined(found), True
+        batch = plain_batch(batch, schema)
+        found.append(batch)
+        rows += batch.num_rows
+        size += batch.nbytes
+    return _joined(found), False
 
 
-def _width(kind: str) -> int:
-    if "[" in kind or ("(" in kind and not kind.startswith("DECIMAL")):
-        return _NESTED_WIDTH
-    if kind in {"VARCHAR", "BLOB", "JSON", "BIT"}:
-        return _TEXT_WIDTH
-    return _WIDTHS.get(kind, 8 if "INT" in kind or kind == "DOUBLE" else _OTHER_WIDTH)
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
+    if len(batches) > 1:
+        return pa.concat_batches(batches)
+    return batches[0] if batches else None
 
 
 def slices(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:

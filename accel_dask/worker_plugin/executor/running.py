@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -23,7 +23,12 @@ from accel_dask.errors import (
 )
 from accel_dask.model.measured import Measured
 from accel_dask.model.ticket import Ticket
-from accel_dask.worker_plugin.executor.batches import batch_rows, plain_batch, plain_schema, slices
+from accel_dask.worker_plugin.executor.batches import (
+    READ_ROWS,
+    plain_schema,
+    read_some,
+    slices,
+)
 from accel_dask.worker_plugin.executor.counting import count_costs, counted_costs
 from accel_dask.worker_plugin.executor.cpu_time import CpuAccount, CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
@@ -32,7 +37,8 @@ from accel_dask.worker_plugin.executor.inputs import Fetch, Inputs, InputStats, 
 from accel_dask.worker_plugin.executor.parameters import bind_values
 from accel_dask.worker_plugin.executor.part_types import typed_columns, types_to_cast, with_types
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
-from accel_dask.worker_plugin.executor.statement import parse_select
+from accel_dask.worker_plugin.executor.statement import check_select
+from accel_dask.worker_plugin.executor.streaming import open_stream
 from accel_dask.worker_plugin.executor.watchdog import StopReason, Watchdog
 
 
@@ -280,20 +286,19 @@ class RunningQuery:
             self._drop()
 
     def _begin(self) -> None:
-        statement = parse_select(self._ticket.sql)
+        statement = check_select(self._ticket.sql)
         values = bind_values(self._ticket.parameters)
-        if values is None and self._ticket.describe_only and statement.named_parameters:
-            values = [None] * len(statement.named_parameters)
         self._cursor = self._engine.cursor()
         if self._ticket.measure:
             count_costs(self._cursor)
         if self._inputs is not None:
             _show(self._cursor, self._inputs.take())
-        relation = self._cursor.sql(statement, params=values)
         if self._ticket.describe_only:
-            self._describe(relation)
+            if values is None and statement.parameters:
+                values = [None] * statement.parameters
+            self._describe(self._cursor.sql(self._ticket.sql, params=values))
         else:
-            self._execute(relation)
+            self._execute(self._cursor, values)
 
     def _describe(self, relation: Any) -> None:
         with relation.limit(0).to_arrow_reader(1) as reader:
@@ -301,32 +306,31 @@ class RunningQuery:
         # A sub-select renames the second of two columns of one name; the query itself does not.
         names = relation.columns
         fields = [field.with_name(name) for field, name in zip(schema, names, strict=True)]
-        self.schema = self._sent_schema(pa.schema(fields), relation)
+        self.schema = self._sent_schema(pa.schema(fields), relation.types)
         self.is_complete = True
 
-    def _execute(self, relation: Any) -> None:
-        rows = batch_rows(relation.types, self._ticket.max_batch_bytes)
-        self._reader = relation.to_arrow_reader(rows)
-        self.schema = self._sent_schema(self._reader.schema, relation)
+    def _execute(self, cursor: duckdb.DuckDBPyConnection, values: list[Any] | None) -> None:
+        self._reader, types = open_stream(cursor, self._ticket.sql, values, READ_ROWS)
+        self.schema = self._sent_schema(self._reader.schema, types)
         self._compute()
-        if not self.is_complete and self._rows < rows:
-            self._compute()  # a batch that is not full is the last: let go of the engine now
 
-    def _sent_schema(self, schema: pa.Schema, relation: Any) -> pa.Schema:
+    def _sent_schema(self, schema: pa.Schema, types: Sequence[object]) -> pa.Schema:
         plain = plain_schema(schema)
-        return with_types(plain, relation.types) if self._ticket.is_part else plain
+        return with_types(plain, types) if self._ticket.is_part else plain
 
     def _compute(self) -> None:
-        """One more batch of the engine, in slices."""
+        """Some more rows of the engine, in slices. It is let go of as soon as it has no more."""
         assert self._reader is not None
-        try:
-            batch = self._reader.read_next_batch()
-        except StopIteration:
-            self.is_complete = True
-            if self._ticket.measure and self._cursor is not None:
-                self._counted = counted_costs(self._cursor)
-            return
+        batch, is_last = read_some(self._reader, self.schema, self._ticket.max_batch_bytes)
         self.check_stopped()
+        if batch is not None:
+            self._count(batch)
+            self._pending.extend(slices(batch, self._ticket.max_batch_bytes))
+        if is_last and self._ticket.measure and self._cursor is not None:
+            self._counted = counted_costs(self._cursor)
+        self.is_complete = is_last
+
+    def _count(self, batch: pa.RecordBatch) -> None:
         self._rows += batch.num_rows
         self._bytes += batch.nbytes
         if self._rows > self._max_rows:
@@ -340,7 +344,6 @@ class RunningQuery:
                 f"tenant {self._ticket.tenant} (max_result_bytes); add a LIMIT, select or "
                 "aggregate less"
             )
-        self._pending.extend(slices(plain_batch(batch, self.schema), self._ticket.max_batch_bytes))
 
     def _drop(self) -> None:
         """Let the engine forget the result."""
