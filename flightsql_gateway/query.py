@@ -133,6 +133,7 @@ def _datasets(plan: QueryPlan | None) -> tuple[DatasetReceipt, ...]:
             snapshot=used.snapshot_id.snapshot if used.snapshot_id else "",
             shards=used.shards,
             total_shards=used.total_shards,
+            rollup=used.rollup,
         )
         for used in (plan.datasets if plan else ())
     )

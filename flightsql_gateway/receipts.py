@@ -22,6 +22,8 @@ class DatasetReceipt:
     snapshot: str
     shards: int
     total_shards: int
+    rollup: str = ""
+    """That was read in place of its rows; empty: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

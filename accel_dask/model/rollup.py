@@ -99,6 +99,11 @@ class RollupTable:
         return tuple(column for _, column in (*self.dimensions, *self.measures))
 
 
+def rollup_name(table: str) -> str:
+    """The rollup whose table this is."""
+    return table.removeprefix(_TABLE_PREFIX)
+
+
 def parse_rollup(text: str) -> Rollup:
     """The rollup that `name: dimensions; measures` declares, each comma-separated.
 

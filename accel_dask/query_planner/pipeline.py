@@ -8,7 +8,9 @@ from typing import Final
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.ids import DatasetId, TenantId
+from accel_dask.model.rollup import rollup_name
 from accel_dask.model.routing import ExecutorRoute, build_routing
+from accel_dask.model.ticket import DATA_TABLE
 from accel_dask.query_planner.bound import bound
 from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.plan import (
@@ -20,12 +22,13 @@ from accel_dask.query_planner.plan import (
 )
 from accel_dask.query_planner.prune import prune
 from accel_dask.query_planner.resolve import resolve
+from accel_dask.query_planner.rollups import use_rollups
 from accel_dask.query_planner.route import route
 from accel_dask.query_planner.split import split
 
 Pass = Callable[[QueryDraft, PlanContext], QueryDraft]
 
-PASSES: Final[tuple[Pass, ...]] = (parse, resolve, prune, bound, route, split)
+PASSES: Final[tuple[Pass, ...]] = (parse, resolve, prune, use_rollups, bound, route, split)
 
 
 def plan_query(sql: str, context: PlanContext) -> QueryPlan:
@@ -57,7 +60,11 @@ def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
         parameter_columns=draft.parsed.parameter_columns,
         verdict=draft.verdict,
         reasons=draft.reasons,
-        routes=tuple({scan.route.dataset_id: scan.route for scan in draft.scans}.values()),
+        routes=tuple(
+            context.routing.datasets[dataset]
+            for dataset in {scan.route.dataset_id: None for scan in draft.scans}
+        ),
+        rollups=draft.rollups,
     )
 
 
@@ -76,6 +83,7 @@ def explain(plan: QueryPlan) -> str:
         f"{used.shards} of {used.total_shards} shards"
         for used in plan.datasets
     ]
+    lines += [f"rollup: {told}" for told in plan.rollups]
     lines += [
         f"bound: {plan.verdict}",
         (
@@ -103,7 +111,10 @@ def _places(executors: tuple[ExecutorRoute, ...]) -> str:
 
 def _used(scans: tuple[Scan, ...]) -> tuple[UsedDataset, ...]:
     read: dict[DatasetId, set[int]] = {}
+    rollups: dict[DatasetId, set[str]] = {}
     for scan in scans:
+        if scan.route.table != DATA_TABLE:
+            rollups.setdefault(scan.route.dataset_id, set()).add(rollup_name(scan.route.table))
         read.setdefault(scan.route.dataset_id, set()).update(scan.shards)
     routes = {scan.route.dataset_id: scan.route for scan in scans}
     return tuple(
@@ -113,6 +124,7 @@ def _used(scans: tuple[Scan, ...]) -> tuple[UsedDataset, ...]:
             snapshot_id=routes[dataset].snapshot_id,
             shards=len(read[dataset]),
             total_shards=len(routes[dataset].shards),
+            rollup=", ".join(sorted(rollups.get(dataset, ()))),
         )
         for dataset in sorted(read)
     )

@@ -97,6 +97,8 @@ class UsedDataset:
     shards: int
     """Shards read, of `total_shards`."""
     total_shards: int
+    rollup: str = ""
+    """The rollup that was read of it, or several; empty: its rows alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +164,8 @@ class QueryPlan:
     """What was decided and why, one sentence per pass that has something to say."""
     routes: tuple[DatasetRoute, ...]
     """What it was planned on: the plan holds for as long as these do."""
+    rollups: tuple[str, ...] = ()
+    """As in `QueryDraft`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,4 +267,6 @@ class QueryDraft:
     spread: SpreadRoute | None = None
     """If there are no candidates."""
     fragments: tuple[Fragment, ...] = ()
+    rollups: tuple[str, ...] = ()
+    """Which rollups are read, and why declared ones are not."""
     reasons: tuple[str, ...] = ()

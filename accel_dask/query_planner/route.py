@@ -1,4 +1,4 @@
-"""Pass 5: which executors can run the query, whole or in parts."""
+"""Pass 6: which executors can run the query, whole or in parts."""
 
 from __future__ import annotations
 

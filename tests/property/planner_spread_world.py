@@ -14,9 +14,11 @@ from itertools import pairwise
 import duckdb
 import pyarrow as pa
 
+from accel_dask.model.dataset import Rollup
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
+from accel_dask.model.rollup import RollupTable, parse_rollup, resolve_rollups, rollup_table
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.model.tenant import Quota
@@ -24,6 +26,7 @@ from accel_dask.model.ticket import EpochToken
 from accel_dask.query_planner.pipeline import plan_query
 from accel_dask.query_planner.plan import Fragment, Part, PlanContext, QueryPlan
 from accel_dask.worker_plugin.executor.part_types import typed_columns, types_to_cast, with_types
+from accel_dask.worker_plugin.rollup_build import build_rollup, check_rollup
 
 ACME = TenantId("acme")
 EPOCH = EpochNumber(7)
@@ -167,14 +170,22 @@ def plain_database() -> duckdb.DuckDBPyConnection:
     return plain
 
 
-def spread_world(seed: int, plain: duckdb.DuckDBPyConnection, *, hosts: int = 0) -> SpreadWorld:
-    """Tables cut at random; each shard on one or two of some executors."""
+def spread_world(
+    seed: int,
+    plain: duckdb.DuckDBPyConnection,
+    *,
+    hosts: int = 0,
+    rollups: dict[str, tuple[str, ...]] | None = None,
+) -> SpreadWorld:
+    """Tables cut at random, with rollups; each shard on one or two of some executors."""
     draw = random.Random(seed)
     sharded = duckdb.connect(config={"threads": "1"})
     hosts = hosts or draw.choice([2, 2, 3, 4])
     held: list[set[Attachment]] = [set() for _ in range(hosts)]
     cuts: dict[str, tuple[ShardSummary, ...]] = {}
     columns: dict[str, tuple[Column, ...]] = {}
+    declared: dict[str, tuple[Rollup, ...]] = {}
+    counts: dict[str, list[tuple[int, ...]]] = {name: [] for name in TABLES}
     for name in TABLES:
         table = plain.sql(f'FROM acme."{name}"').to_arrow_table()
         described = plain.sql(f'FROM acme."{name}"')
@@ -182,11 +193,16 @@ def spread_world(seed: int, plain: duckdb.DuckDBPyConnection, *, hosts: int = 0)
             Column(name=column, type=str(kind))
             for column, kind in zip(described.columns, described.types, strict=True)
         )
+        dataset = DatasetId(ACME, name)
+        texts = (rollups or {}).get(name, ())
+        declared[name] = resolve_rollups(dataset, [*map(parse_rollup, texts)], columns[name])
         is_whole = name == "airlines" and draw.random() < 0.8
         shards = []
         for index, part in enumerate(_cut(table, draw, name)):
             shard = ShardId(f"{seed:08x}{list(TABLES).index(name):08x}{index:016x}")
             _attach(sharded, shard, part, columns[name])
+            built = [rollup_table(dataset, one, columns[name]) for one in declared[name]]
+            counts[name].append(_build(sharded, shard, built))
             is_counted = draw.random() < 0.9
             shards.append(
                 ShardSummary(
@@ -196,7 +212,11 @@ def spread_world(seed: int, plain: duckdb.DuckDBPyConnection, *, hosts: int = 0)
                     stats=_stats(part) if draw.random() < 0.8 else (),
                 )
             )
-            holders = range(hosts) if is_whole else draw.sample(range(hosts), draw.choice([1, 2]))
+            holders = (
+                range(hosts)
+                if is_whole
+                else draw.sample(range(hosts), min(hosts, draw.choice([1, 2])))
+            )
             for host in holders:
                 held[host].add(Attachment(name, EPOCH, shard))
         cuts[name] = tuple(shards)
@@ -219,6 +239,8 @@ def spread_world(seed: int, plain: duckdb.DuckDBPyConnection, *, hosts: int = 0)
             columns=columns[name],
             shards=cuts[name],
             executors=executors,
+            rollups=declared[name],
+            rollup_rows=tuple(counts[name]) if declared[name] else (),
         )
         for name in TABLES
     }
@@ -251,6 +273,20 @@ def _stats(part: pa.Table) -> tuple[ColumnStats, ...]:
             )
         )
     return tuple(found)
+
+
+def _build(
+    connection: duckdb.DuckDBPyConnection, shard: ShardId, tables: list[RollupTable]
+) -> tuple[int, ...]:
+    """Rows of each rollup, built as the loader does."""
+    if not tables:
+        return ()
+    connection.execute(f"USE s_{shard}")
+    for table in tables:
+        build_rollup(connection, table)
+    counts = tuple(check_rollup(connection, shard, table) for table in tables)
+    connection.execute("USE memory")
+    return counts
 
 
 def _attach(
