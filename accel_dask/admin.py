@@ -20,6 +20,7 @@ from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import put_record, read_view
 
+_MAY_BE_ZERO = frozenset({"cpu_guarantee_percent", "cpu_limit_percent"})
 _NAME_HINT = "use letters, digits and underscores, beginning with a letter"
 
 
@@ -50,8 +51,9 @@ def create_tenant(store: StateStore, tenant: str, quota: Quota | None = None) ->
     _check_name("tenant", tenant)
     quota = quota or Quota()
     for name, value in asdict(quota).items():
-        if value < 1:
-            raise ConfigError(f"tenant {tenant}: {name} must be at least 1, not {value}")
+        least = 0 if name in _MAY_BE_ZERO else 1
+        if value < least:
+            raise ConfigError(f"tenant {tenant}: {name} must be at least {least}, not {value}")
     if quota.shard_bytes_per_host <= 0:
         raise ConfigError(
             f"tenant {tenant}: executor_memory_bytes ({quota.executor_memory_bytes:,}) leaves "

@@ -71,6 +71,14 @@ class HostSettings:
     loader_memory_bytes: int = 1024 * 1024 * 1024
     drain_seconds: float = 30.0
     """A replaced executor ends when its last query has, or after this."""
+    enforcement: str = "auto"
+    """What holds processes to their budgets: `cgroup`, `nice`, `none`; `auto`: control groups if
+    they can be made here, else nice values and a watch over memory."""
+    cpu_policy: str = "adaptive"
+    """How tenants share the CPU: `fixed` weights, `adaptive` (a tenant beyond its entitlement has
+    a low weight for a while), `none`."""
+    cgroup: str = ""
+    """Directory of an empty version 2 control group delegated to the host; empty: its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,8 @@ class LoadOrder:
     threads: int
     max_file_bytes: int
     """A shard file larger than this breaks the tenant's budget and is not kept."""
+    join_files: tuple[str, ...] = ()
+    """Of the control group that the loader joins before anything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

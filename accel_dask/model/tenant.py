@@ -43,6 +43,13 @@ class Quota:
     """As `max_gather_rows`, in bytes of Arrow buffers."""
     load_threads: int = 2
     """DuckDB threads of one loader."""
+    cpu_weight: int = 100
+    """Share of a host's CPU against other tenants, after the guarantees; idle CPU is anybody's."""
+    cpu_guarantee_percent: int = 5
+    """Percent of one core that the tenant can always have on any one host."""
+    cpu_limit_percent: int = 0
+    """Percent of one core that the tenant never exceeds on any one host, even an idle one; 0: no
+    such limit."""
 
     @property
     def shard_bytes_per_host(self) -> int:

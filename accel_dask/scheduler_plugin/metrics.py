@@ -71,6 +71,12 @@ def _datasets(state: Row) -> Iterator[Metric]:
 def _hosts(state: Row) -> Iterator[Metric]:
     rows = state["hosts"]
     yield _gauge("accel_hosts", "Live worker hosts", [((), len(rows))])
+    yield _gauge(
+        "accel_host_enforcement",
+        "1; the label says how a host holds processes to their budgets",
+        [((r["host"], r["enforcement"]), 1) for r in rows],
+        ("host", "enforcement"),
+    )
     for field, text in (
         ("memory_bytes", "Memory that a host offers"),
         ("shard_bytes", "Bytes of the shard files of a host"),

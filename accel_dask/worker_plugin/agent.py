@@ -31,6 +31,7 @@ from accel_dask.model.ids import Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.member import Worker
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
+from accel_dask.worker_plugin.confined import ConfinedExecutors
 from accel_dask.worker_plugin.desired import (
     DrainExecutor,
     FailReplica,
@@ -43,6 +44,7 @@ from accel_dask.worker_plugin.desired import (
     VerifyShard,
     decide,
 )
+from accel_dask.worker_plugin.enforcement.enforcer import Enforcer
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
 from accel_dask.worker_plugin.executors import ExecutorHost, new_incarnation
 from accel_dask.worker_plugin.files import ShardFiles
@@ -81,6 +83,7 @@ class HostAgent:
         record: Worker,
         shard_dir: ShardDir,
         executors: ExecutorHost,
+        enforcer: Enforcer,
     ) -> None:
         """`executors` must tell `executor_ended` of every executor that ends."""
         self.worker: WorkerId = record.worker
@@ -88,6 +91,7 @@ class HostAgent:
         self._settings = settings
         self._shard_dir = shard_dir
         self._executors = executors
+        self.enforcer = enforcer
         self._starts = threading.BoundedSemaphore(_STARTS_AT_ONCE)
         self._files = ShardFiles(shard_dir)
         self._mirror = Mirror(store, lambda _: self._wake.set())
@@ -103,6 +107,10 @@ class HostAgent:
             self._replicas,
             lambda: self._mirror.view,
             self._file_changed,
+            enforcer,
+        )
+        self._confined = ConfinedExecutors(
+            executors, enforcer, self.worker, lambda: self._mirror.view, self._files
         )
         self._keepers: dict[tuple[TenantId, int], ExecutorKeeper] = {}
         self._keepers_lock = threading.Lock()
@@ -129,6 +137,7 @@ class HostAgent:
         self._shard_dir.clean_temporary()
         self.loads.clean_spill()
         self._executors.start()
+        self.enforcer.start()
         found = self._files.look().files
         logger.info(
             "worker %s: %d shard files in %s to be checked",
@@ -159,6 +168,7 @@ class HostAgent:
                 logger.error("%s did not end", keeper)
         self._executors.close()
         self._checkers.shutdown(wait=True, cancel_futures=True)
+        self.enforcer.close()
         self._mirror.close()
         if self._directory_lock >= 0:
             os.close(self._directory_lock)
@@ -177,6 +187,7 @@ class HostAgent:
             "shards": {shard_id: str(state) for shard_id, state in looked.files},
             "loads": sorted(looked.loads),
             "executors": [keeper.describe() for keeper in self._all_keepers()],
+            "enforcement": self.enforcer.report(),
         }
 
     def _file_changed(self) -> None:
@@ -210,10 +221,11 @@ class HostAgent:
             grace_seconds=self._settings.executor_grace_seconds,
         )
         with self._starts:
-            return self._executors.launch(spec, _START_SECONDS)
+            return self._confined.launch(spec, _START_SECONDS)
 
     def executor_ended(self, spec: ExecutorSpec) -> None:
         """Told by the executor host: its keeper starts it again, or had it drained."""
+        self._confined.ended(spec)
         keeper = self._keepers.get((spec.tenant, spec.generation))
         if keeper is not None:
             keeper.poke()
@@ -252,6 +264,7 @@ class HostAgent:
     def _come_round(self) -> None:
         self.loads.end_orphaned()
         view = self._mirror.view
+        self._confined.follow(view)
         instructions = decide(view, self.worker, self._facts())
         for instruction in instructions:
             if isinstance(instruction, StartExecutor | VerifyShard):  # these need no store

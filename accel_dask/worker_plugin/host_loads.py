@@ -22,6 +22,8 @@ from accel_dask.model.load_plan import LoadOrder, ShardManifest
 from accel_dask.model.placement import Placement, placement_path
 from accel_dask.store.base import StateStore
 from accel_dask.store.records import get_record
+from accel_dask.worker_plugin.confined import ConfinedLoaders
+from accel_dask.worker_plugin.enforcement.enforcer import Enforcer
 from accel_dask.worker_plugin.files import ShardFiles
 from accel_dask.worker_plugin.load import clean_spill
 from accel_dask.worker_plugin.replicas import ReplicaRecords
@@ -41,6 +43,7 @@ class HostLoads:
         replicas: ReplicaRecords,
         view: Callable[[], ClusterView],
         on_change: Callable[[], None],
+        enforcer: Enforcer,
     ) -> None:
         self._store = store
         self._settings = settings
@@ -49,6 +52,7 @@ class HostLoads:
         self._replicas = replicas
         self._view = view
         self._on_change = on_change
+        self._loaders = ConfinedLoaders(enforcer)
         self._spill_dir = _spill_dir(settings, worker)
 
     def clean_spill(self) -> None:
@@ -63,11 +67,12 @@ class HostLoads:
             LoadError: nothing wants the load (any more), or it was meant for another host.
             StoreError: the store could not record it; the load must not begin.
         """
-        order = self._settle(order)
+        order = self._loaders.confine(self._settle(order))
         shard_id = order.task.shard_id
         try:
             self._files.begin_load(order, pid)
         except ProcessLookupError as error:
+            self._loaders.ended(order)
             raise LoaderCrashed(f"the Dask worker {pid} that loads {shard_id} is gone") from error
         try:
             placement = self._placement_of(order)
@@ -76,6 +81,7 @@ class HostLoads:
             )
         except BaseException:
             self._files.end_load(order)
+            self._loaders.ended(order)
             raise
         return order
 
@@ -85,6 +91,7 @@ class HostLoads:
         Raises:
             ShardDamaged: the file is not what its manifest says. Recorded as a failed load.
         """
+        self._loaders.ended(order)
         shard_id = order.task.shard_id
         try:
             manifest = self._files.loaded(order)
@@ -107,6 +114,7 @@ class HostLoads:
 
     def failed(self, order: LoadOrder, error: AccelError) -> None:
         """The load ended with `error`. If its file is here all the same, the file decides."""
+        self._loaders.ended(order)
         shard_id = order.task.shard_id
         logger.warning("worker %s: loading %s failed: %s", self._worker, _name(order), error)
         self._files.end_load(order, error)

@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 from accel_dask.codec import decode, encode
-from accel_dask.errors import AccelError, ShardDamaged
+from accel_dask.errors import AccelError, LoaderCrashed, ShardDamaged
 from accel_dask.model.load_plan import SHARD_FORMAT, LoadOrder, ShardManifest
+from accel_dask.worker_plugin.enforcement.background import step_back
 from accel_dask.worker_plugin.loader_result import LoaderError, LoaderResult
 from accel_dask.worker_plugin.shard_build import build, check_size, unlink_database
 from accel_dask.worker_plugin.shard_dir import ShardDir, file_sha256
@@ -90,6 +91,17 @@ def _die_with(parent: int) -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
+def _join(order: LoadOrder) -> None:
+    """Move into the control group that bounds this loader; without one, step back."""
+    if not order.join_files:
+        step_back(())
+    for file in order.join_files:
+        try:
+            Path(file).write_text("0", encoding="ascii")
+        except OSError as error:
+            raise LoaderCrashed(f"the loader cannot join the control group of {file}") from error
+
+
 def main() -> int:
     if len(sys.argv) > 1:
         _die_with(int(sys.argv[1]))
@@ -97,6 +109,7 @@ def main() -> int:
     os.dup2(2, 1)  # whatever a library prints is not the answer
     order = decode(sys.stdin.buffer.read(), LoadOrder)
     try:
+        _join(order)
         result = LoaderResult(ok=load_shard(order))
     except AccelError as error:
         result = LoaderResult(error=LoaderError(code=error.code, message=str(error)))

@@ -6,6 +6,7 @@ The nanny holds the host agent, so executors outlive the Dask worker and the Das
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
 import sys
@@ -33,6 +34,8 @@ from accel_dask.model.member import Worker
 from accel_dask.store.base import StateStore
 from accel_dask.store.connect import open_store
 from accel_dask.worker_plugin.agent import HostAgent
+from accel_dask.worker_plugin.enforcement.background import step_back
+from accel_dask.worker_plugin.enforcement.enforcer import make_enforcer
 from accel_dask.worker_plugin.executors import ExecutorHost
 from accel_dask.worker_plugin.load import run_loader
 from accel_dask.worker_plugin.shard_dir import ShardDir, default_shard_dir, is_memory_fs
@@ -144,12 +147,22 @@ def _build_host(nanny: HostNanny) -> _Host:
     executors = ExecutorHost(
         shard_dir.path / "run", on_exit=lambda executor, _: agent.executor_ended(executor.spec)
     )
-    record = _worker_record(worker, settings.host, shard_dir)
-    agent = HostAgent(store, settings.host, record, shard_dir, executors)
+    place = hashlib.sha256(str(shard_dir.path).encode()).hexdigest()[:8]
+    enforcer = make_enforcer(
+        f"{worker}-{place}",
+        len(os.sched_getaffinity(0)),
+        enforcement=settings.host.enforcement,
+        policy=settings.host.cpu_policy,
+        parent=settings.host.cgroup,
+    )
+    record = _worker_record(worker, settings.host, shard_dir, enforcer.describe())
+    agent = HostAgent(store, settings.host, record, shard_dir, executors, enforcer)
     return _Host(store, agent)
 
 
-def _worker_record(worker: WorkerId, settings: HostSettings, shard_dir: ShardDir) -> Worker:
+def _worker_record(
+    worker: WorkerId, settings: HostSettings, shard_dir: ShardDir, enforcement: str
+) -> Worker:
     memory_bytes: int = settings.memory_bytes or psutil.virtual_memory().total // 2
     return Worker(
         worker=worker,
@@ -158,7 +171,7 @@ def _worker_record(worker: WorkerId, settings: HostSettings, shard_dir: ShardDir
         cores=len(os.sched_getaffinity(0)),
         shard_dir=str(shard_dir.path),
         in_memory=is_memory_fs(shard_dir.path),
-        enforcement="DuckDB memory_limit and threads; address-space limit per executor",
+        enforcement=enforcement,
         version=version("accel-dask"),
     )
 
@@ -183,6 +196,9 @@ def _add_handlers(nanny: HostNanny, agent: HostAgent) -> None:
     async def inventory() -> Answer:
         return await _answer(agent.inventory)
 
+    async def background() -> Answer:
+        return await _answer(agent.enforcer.background_files)
+
     nanny.handlers.update(
         {
             "accel_load_started": load_started,
@@ -190,6 +206,7 @@ def _add_handlers(nanny: HostNanny, agent: HostAgent) -> None:
             "accel_load_failed": load_failed,
             "accel_load_wanted": load_wanted,
             "accel_inventory": inventory,
+            "accel_background": background,
         }
     )
 
@@ -254,6 +271,26 @@ def check_worker(worker: Any) -> None:
         sys.stderr.write("accel-dask: a worker needs its nanny; do not use --no-nanny\n")
         sys.stderr.flush()
         os._exit(1)
+
+
+_BACKGROUND: set[asyncio.Task[None]] = set()
+
+
+def step_back_soon(worker: Any) -> None:
+    """Let the Dask worker's tasks disturb no executor. The nanny answers once the worker is up,
+    so nothing may wait for this."""
+    task = asyncio.get_running_loop().create_task(_step_back(worker))
+    _BACKGROUND.add(task)
+    task.add_done_callback(_BACKGROUND.discard)
+
+
+async def _step_back(worker: Any) -> None:
+    try:
+        files = decode(await _tell(worker, "accel_background"), tuple[str, ...])
+    except AccelError as error:
+        logger.warning("the Dask worker keeps its CPU weight: %s", error)
+    else:
+        step_back(files)
 
 
 async def run_load(order_json: bytes) -> bytes:

@@ -1,5 +1,5 @@
 """`dask worker --preload accel_dask.worker_plugin.preload_worker`: imports what load tasks need
-before the first of them arrives."""
+before the first of them arrives, and puts executors before the worker's own tasks."""
 
 from __future__ import annotations
 
@@ -8,3 +8,4 @@ from accel_dask.worker_plugin import plugin
 
 async def dask_setup(worker: object) -> None:
     plugin.check_worker(worker)
+    plugin.step_back_soon(worker)

@@ -44,6 +44,7 @@ from accel_dask.store.records import (
 from accel_dask.worker_plugin import agent as agent_module
 from accel_dask.worker_plugin import keeper as keeper_module
 from accel_dask.worker_plugin.agent import HostAgent
+from accel_dask.worker_plugin.enforcement.enforcer import Enforcer
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
 from accel_dask.worker_plugin.shard_dir import ShardDir
 
@@ -195,6 +196,7 @@ class Site:
             record,
             shards,
             self.executors,  # type: ignore[arg-type]
+            Enforcer(None, 1, uses_nice=False),
         )
         self.agents.append(agent)
         return agent

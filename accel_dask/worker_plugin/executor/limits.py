@@ -7,9 +7,11 @@ import ctypes
 import os
 import resource
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from accel_dask.errors import ExecutorUnavailable
 from accel_dask.model.tenant import MIB
 
 OOM_SCORE_ADJ = 600
@@ -54,6 +56,19 @@ def apply_limits(memory_bytes: int, slack_bytes: int) -> Limits:
         wanted = min(wanted, hard)
     resource.setrlimit(resource.RLIMIT_AS, (wanted, wanted))
     return Limits(wanted, _prefer_as_oom_victim(), _has_autogroup())
+
+
+def join_groups(files: Iterable[str]) -> None:
+    """Move this process into the control groups whose `cgroup.procs` are `files`.
+
+    Raises:
+        ExecutorUnavailable: the kernel refuses; without its bounds the process must not go on.
+    """
+    for file in files:
+        try:
+            Path(file).write_text("0", encoding="ascii")
+        except OSError as error:
+            raise ExecutorUnavailable(f"cannot join the control group of {file}") from error
 
 
 def virtual_bytes() -> int:

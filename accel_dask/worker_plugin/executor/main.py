@@ -21,6 +21,7 @@ from accel_dask.worker_plugin.executor.limits import (
     ENGINE_STACK_BYTES,
     FLIGHT_STACK_BYTES,
     apply_limits,
+    join_groups,
     set_stack_size,
     trim_heap,
     virtual_bytes,
@@ -73,6 +74,7 @@ class ExecutorProcess:
     def _start(self) -> None:
         message = self._next_order()
         spec = decode(message["spec"].encode(), ExecutorSpec)
+        join_groups(spec.join_files)
         _name_process(spec)
         sys.setswitchinterval(0.0005)
         self._standing = Standing(time.monotonic(), spec.grace_seconds)

@@ -30,6 +30,8 @@ class ExecutorSpec:
     """How long to serve on after the last lease deadline heard of (at first: the start)."""
     stuck_seconds: float = 1.0
     """A query that runs on for this long after it was interrupted ends the executor."""
+    join_files: tuple[str, ...] = ()
+    """Of the control group that it joins before anything else."""
     address_space_slack_bytes: int = 512 * MIB
     """Address space beyond what is in use after the start and DuckDB's memory limit: results,
     threads and what DuckDB does not count."""

@@ -1,0 +1,231 @@
+"""Control groups of versions 1 and 2 behind one interface.
+
+A `Tree` is a group that is ours to divide; groups in it are named by relative paths. In version 1
+every controller has a hierarchy of its own, so one of our groups is a directory in each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+from accel_dask.worker_plugin.enforcement.kernel_files import parse_flat
+
+log = logging.getLogger(__name__)
+
+PROCS: Final = "cgroup.procs"
+PERIOD_US: Final = 100_000
+_MAX_WEIGHT: Final = 10_000
+_SHARES_PER_WEIGHT: Final = 1024 / 100
+
+
+@dataclass(frozen=True, slots=True)
+class Powers:
+    """What a tree can do on this host."""
+
+    cpu: bool
+    memory: bool
+    pids: bool
+
+
+class Tree(Protocol):
+    """A group of ours and the groups in it. Methods raise OSError."""
+
+    version: int
+    powers: Powers
+
+    def make(self, path: str) -> None:
+        """Make the group and those above it; it may be there already."""
+
+    def remove(self, path: str) -> bool:
+        """Remove the group and those in it, the empty path being the tree itself; whether nothing
+        of it is left."""
+
+    def join_files(self, path: str) -> tuple[str, ...]:
+        """A process that writes `0` to each of these is in the group."""
+
+    def processes(self, path: str) -> frozenset[int]: ...
+
+    def groups(self, path: str = "") -> tuple[str, ...]:
+        """Names of the groups directly in `path`."""
+
+    def set_cpu_weight(self, path: str, weight: int) -> None:
+        """1 to 10,000; 100 is the weight of any other group."""
+
+    def set_cpu_limit(self, path: str, percent: int) -> None:
+        """Percent of one core, never more even if the host is idle; 0: no limit."""
+
+    def set_memory_limit(self, path: str, limit_bytes: int) -> None:
+        """Beyond it the kernel kills a process of the group. OSError (busy) if more is in use
+        already and the kernel leaves it at that."""
+
+    def set_pids_limit(self, path: str, limit: int) -> None: ...
+
+    def memory_kills(self, path: str) -> int:
+        """How often the kernel killed for want of memory in the group."""
+
+
+class CgroupV2Tree:
+    """One directory per group."""
+
+    version = 2
+
+    def __init__(self, base: Path) -> None:
+        """`base`'s controllers must be passed on already (see `find.py`)."""
+        self._base = base
+        controllers = frozenset((base / "cgroup.subtree_control").read_text().split())
+        self.powers = Powers("cpu" in controllers, "memory" in controllers, "pids" in controllers)
+        self._passed_on = " ".join(f"+{c}" for c in sorted(controllers & {"cpu", "memory", "pids"}))
+
+    def make(self, path: str) -> None:
+        directory = self._base
+        for name in path.split("/"):
+            if directory != self._base:
+                _write(directory / "cgroup.subtree_control", self._passed_on)
+            directory /= name
+            directory.mkdir(exist_ok=True)
+
+    def remove(self, path: str) -> bool:
+        return _remove_directory(self._base / path)
+
+    def join_files(self, path: str) -> tuple[str, ...]:
+        return (str(self._base / path / PROCS),)
+
+    def processes(self, path: str) -> frozenset[int]:
+        return _pids(self._base / path)
+
+    def groups(self, path: str = "") -> tuple[str, ...]:
+        return _subdirectories(self._base / path)
+
+    def set_cpu_weight(self, path: str, weight: int) -> None:
+        _write(self._base / path / "cpu.weight", str(min(max(weight, 1), _MAX_WEIGHT)))
+
+    def set_cpu_limit(self, path: str, percent: int) -> None:
+        quota = str(percent * PERIOD_US // 100) if percent else "max"
+        _write(self._base / path / "cpu.max", f"{quota} {PERIOD_US}")
+
+    def set_memory_limit(self, path: str, limit_bytes: int) -> None:
+        with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting
+            _write(self._base / path / "memory.swap.max", "0")
+        _write(self._base / path / "memory.max", str(limit_bytes))
+
+    def set_pids_limit(self, path: str, limit: int) -> None:
+        _write(self._base / path / "pids.max", str(limit))
+
+    def memory_kills(self, path: str) -> int:
+        return _flat(self._base / path / "memory.events").get("oom_kill", 0)
+
+
+class CgroupV1Tree:
+    """One directory per group and controller."""
+
+    version = 1
+
+    def __init__(self, bases: Mapping[str, Path]) -> None:
+        """`bases`: the group that is ours in the hierarchy of each controller (`cpu`, `memory`,
+        `pids`) that can be used."""
+        self._bases = dict(bases)
+        self.powers = Powers("cpu" in bases, "memory" in bases, "pids" in bases)
+
+    def _each(self, path: str) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(base / path for base in self._bases.values()))
+
+    def make(self, path: str) -> None:
+        for directory in self._each(path):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def remove(self, path: str) -> bool:
+        stay = [directory for directory in self._each(path) if not _remove_directory(directory)]
+        return not stay
+
+    def join_files(self, path: str) -> tuple[str, ...]:
+        return tuple(str(directory / PROCS) for directory in self._each(path))
+
+    def processes(self, path: str) -> frozenset[int]:
+        return frozenset().union(*(_pids(directory) for directory in self._each(path)))
+
+    def groups(self, path: str = "") -> tuple[str, ...]:
+        names = (name for directory in self._each(path) for name in _subdirectories(directory))
+        return tuple(dict.fromkeys(names))
+
+    def set_cpu_weight(self, path: str, weight: int) -> None:
+        shares = round(min(max(weight, 1), _MAX_WEIGHT) * _SHARES_PER_WEIGHT)
+        _write(self._bases["cpu"] / path / "cpu.shares", str(shares))
+
+    def set_cpu_limit(self, path: str, percent: int) -> None:
+        directory = self._bases["cpu"] / path
+        _write(directory / "cpu.cfs_period_us", str(PERIOD_US))
+        _write(directory / "cpu.cfs_quota_us", str(percent * PERIOD_US // 100 if percent else -1))
+
+    def set_memory_limit(self, path: str, limit_bytes: int) -> None:
+        directory = self._bases["memory"] / path
+        memory, with_swap = (
+            directory / "memory.limit_in_bytes",
+            directory / "memory.memsw.limit_in_bytes",
+        )
+        files = [memory, with_swap] if with_swap.exists() else [memory]
+        # Memory may never be above memory and swap together: the order of the writes matters.
+        if int(memory.read_text()) < limit_bytes:
+            files.reverse()
+        for file in files:
+            _write(file, str(limit_bytes))
+
+    def set_pids_limit(self, path: str, limit: int) -> None:
+        _write(self._bases["pids"] / path / "pids.max", str(limit))
+
+    def memory_kills(self, path: str) -> int:
+        return _flat(self._bases["memory"] / path / "memory.oom_control").get("oom_kill", 0)
+
+
+def _write(file: Path, text: str) -> None:
+    # Unbuffered, and never created: in a control group a missing file means a missing power.
+    descriptor = os.open(file, os.O_WRONLY | os.O_TRUNC)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _flat(file: Path) -> dict[str, int]:
+    try:
+        return parse_flat(file.read_text())
+    except OSError:
+        return {}
+
+
+def _pids(directory: Path) -> frozenset[int]:
+    try:
+        return frozenset(int(pid) for pid in (directory / PROCS).read_text().split())
+    except FileNotFoundError:
+        return frozenset()
+
+
+def _subdirectories(directory: Path) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(entry.name for entry in directory.iterdir() if entry.is_dir()))
+    except FileNotFoundError:
+        return ()
+
+
+def _remove_directory(directory: Path) -> bool:
+    """Depth first. A group with processes, or one whose last process is just ending, stays."""
+    stay = [name for name in _subdirectories(directory) if not _remove_directory(directory / name)]
+    return not stay and _succeeds(directory.rmdir)
+
+
+def _succeeds(remove: Callable[[], None]) -> bool:
+    try:
+        remove()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno not in {errno.EBUSY, errno.ENOTEMPTY}:
+            log.warning("a control group cannot be removed: %s", error)
+        return False
+    return True

@@ -1,0 +1,352 @@
+"""Holds the processes of a host to their tenants' budgets, with what the kernel offers here.
+
+One thread looks several times a second who uses how much CPU and sets weights accordingly
+(`shares.py`). Without control groups it also ends processes that are over their memory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from accel_dask.errors import ConfigError
+from accel_dask.model.ids import TenantId
+from accel_dask.model.tenant import Quota
+from accel_dask.worker_plugin.enforcement import niceness
+from accel_dask.worker_plugin.enforcement.cgroups import Tree
+from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
+from accel_dask.worker_plugin.enforcement.find import find_tree
+from accel_dask.worker_plugin.enforcement.kernel_files import idle_seconds, waited_us
+from accel_dask.worker_plugin.enforcement.shares import (
+    FULL_WEIGHT,
+    CpuAccount,
+    CpuShare,
+    kernel_weights,
+    settle,
+)
+
+log = logging.getLogger(__name__)
+
+_TICK_SECONDS: Final = 0.1
+_WATCH_SECONDS: Final = 0.02
+"""Between two looks at the memory of processes that only we bound."""
+_CONTENDED: Final = 0.1
+"""The share of a time in which somebody waited for a core that counts as contention."""
+_BACKGROUND: Final = "dask-worker"
+_BACKGROUND_WEIGHT: Final = FULL_WEIGHT // 10
+_BACKGROUND_NICE: Final = 10
+
+
+class CpuPolicy(StrEnum):
+    """How the CPU is shared between tenants."""
+
+    ADAPTIVE = "adaptive"
+    """By weight; who is beyond its entitlement while others wait has a low weight for a while."""
+    FIXED = "fixed"
+    """By weight."""
+    NONE = "none"
+    """As the kernel shares it between processes."""
+
+
+class Enforcement(StrEnum):
+    """What to use of the kernel."""
+
+    AUTO = "auto"
+    """Control groups, or without them nice values and a watch over memory."""
+    CGROUP = "cgroup"
+    """Control groups, or no host at all."""
+    NICE = "nice"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantLimits:
+    """What a tenant's quota says of the CPU."""
+
+    share: CpuShare
+    limit_percent: int
+
+    @classmethod
+    def of(cls, quota: Quota) -> TenantLimits:
+        guarantee = quota.cpu_guarantee_percent / 100
+        return cls(
+            share=CpuShare(weight=quota.cpu_weight, guarantee_cores=guarantee),
+            limit_percent=quota.cpu_limit_percent,
+        )
+
+
+_UNKNOWN: Final = TenantLimits.of(Quota())
+
+
+def make_enforcer(
+    name: str,
+    cores: int,
+    *,
+    enforcement: str = "auto",
+    policy: str = "adaptive",
+    parent: str = "",
+) -> Enforcer:
+    """The enforcer of this host, with what can be had here. `name`: see `find_tree`.
+
+    Raises:
+        ConfigError: the settings ask for what cannot be had, or for something unknown.
+    """
+    try:
+        wanted, how = Enforcement(enforcement), CpuPolicy(policy)
+    except ValueError as error:
+        raise ConfigError(f"[host] {error}") from error
+    tree, why = None, "not asked for"
+    if wanted in {Enforcement.AUTO, Enforcement.CGROUP}:
+        tree, why = find_tree(name, parent)
+        if tree is None and wanted is Enforcement.CGROUP:
+            raise ConfigError(f"[host] enforcement = 'cgroup', but: {why}")
+    return Enforcer(tree, cores, policy=how, uses_nice=wanted is not Enforcement.NONE, why=why)
+
+
+class Enforcer:
+    """Safe to use from several threads."""
+
+    def __init__(
+        self,
+        tree: Tree | None,
+        cores: int,
+        *,
+        policy: CpuPolicy = CpuPolicy.ADAPTIVE,
+        uses_nice: bool = True,
+        why: str = "",
+    ) -> None:
+        """`why`: the reason that there is no `tree`."""
+        self._tree = tree
+        self._cores = float(cores)
+        self._policy = policy
+        self._why = why
+        self._watches_memory = tree is None and uses_nice
+        self._autogroups = niceness.has_autogroups()
+        self._nices_threads = niceness.may_lower()
+        self._uses_nice = tree is None and uses_nice
+        self._lock = threading.Lock()
+        self._confinements: list[Confinement] = []
+        self._leaving: list[Confinement] = []
+        self._limits: dict[TenantId, TenantLimits] = {}
+        self._applied: dict[TenantId, tuple[int, int]] = {}
+        self._nices: dict[int, int] = {}
+        self._accounts: dict[TenantId, CpuAccount] = {}
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="enforcer", daemon=True)
+
+    # For the host agent
+
+    def start(self) -> None:
+        """Remove what an earlier life left; begin to watch."""
+        if self._tree is not None:
+            for group in self._tree.groups():
+                self._tree.remove(group)
+            self._guarded("the host's CPU weight", self._weigh_host, self._tree)
+        self._thread.start()
+
+    def close(self) -> None:
+        """All processes have ended: remove the groups."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(5.0)
+        if self._tree is not None and not self._tree.remove(""):
+            atexit.register(self._tree.remove, "")  # the Dask worker ends after its host agent
+
+    def describe(self) -> str:
+        """One line, for people: what is really enforced here."""
+        always = "DuckDB memory_limit and threads; address-space limit per executor"
+        if self._tree is not None:
+            pids = ", thread limit" if self._tree.powers.pids else ""
+            cpu = f"CPU weight ({self._policy})" if self._policy is not CpuPolicy.NONE else "no CPU"
+            return f"cgroup v{self._tree.version}: {cpu}, memory limit{pids} per process; {always}"
+        if self._uses_nice and self._policy is not CpuPolicy.NONE:
+            how = "per session" if self._autogroups else "per thread"
+            if not (self._autogroups or self._nices_threads):
+                return f"no cgroups ({self._why}), memory watched by the host; {always}"
+            return (
+                f"nice {how} ({self._policy}), memory watched by the host, "
+                f"no cgroups ({self._why}); {always}"
+            )
+        return f"no cgroups ({self._why}); {always}"
+
+    def confine(self, tenant: TenantId, role: Role, name: str, limit_bytes: int) -> Confinement:
+        """Bounds for a process that is about to start.
+
+        Raises:
+            OSError: the kernel refuses.
+        """
+        confinement = Confinement(self._tree, tenant, role, name, limit_bytes)
+        with self._lock:
+            self._confinements.append(confinement)
+            self._applied.pop(tenant, None)
+        self._apply_weights()
+        self._wake.set()
+        return confinement
+
+    def release(self, confinement: Confinement) -> None:
+        """Its process has ended."""
+        confinement.close()
+        with self._lock:
+            if confinement in self._confinements:
+                self._confinements.remove(confinement)
+                self._leaving.append(confinement)
+            self._nices.pop(confinement.pid, None)
+        self._wake.set()
+
+    def set_quotas(self, quotas: Mapping[TenantId, Quota]) -> None:
+        """The quotas of all tenants as they are now; takes effect at once."""
+        limits = {tenant: TenantLimits.of(quota) for tenant, quota in quotas.items()}
+        with self._lock:
+            if limits == self._limits:
+                return
+            self._limits = limits
+        self._apply_weights()
+
+    def background_files(self) -> tuple[str, ...]:
+        """What a process that must not disturb executors, such as the Dask worker, is to write
+        `0` to."""
+        if self._tree is None:
+            return ()
+        self._tree.make(_BACKGROUND)
+        self._tree.set_cpu_weight(_BACKGROUND, _BACKGROUND_WEIGHT)
+        return self._tree.join_files(_BACKGROUND)
+
+    def report(self) -> dict[str, Any]:
+        """For people: CPU of each tenant, and the limits of each process."""
+        with self._lock:
+            return {
+                "what": self.describe(),
+                "tenants": {
+                    tenant: {
+                        "used_cores": round(account.used_cores, 3),
+                        "debt_seconds": round(account.debt, 3),
+                        "is_demoted": account.is_demoted,
+                        "weight": self._applied.get(tenant, (0, 0))[0],
+                    }
+                    for tenant, account in self._accounts.items()
+                },
+                "processes": {c.path: c.limit_bytes for c in self._confinements},
+            }
+
+    # The enforcer's thread
+
+    def _run(self) -> None:
+        at = time.monotonic()
+        waited, idle = waited_us(), idle_seconds()
+        while not self._stopping:
+            if not self._confinements and not self._leaving:
+                self._wake.wait()
+                self._wake.clear()
+                at, waited, idle = time.monotonic(), waited_us(), idle_seconds()
+                continue
+            self._pause()
+            now, waited_now, idle_now = time.monotonic(), waited_us(), idle_seconds()
+            seconds = max(now - at, 1e-3)
+            is_contended = (
+                (waited_now - waited) / 1e6 > _CONTENDED * seconds
+                if waited is not None and waited_now is not None
+                else idle_now - idle < _CONTENDED * seconds * self._cores
+            )
+            at, waited, idle = now, waited_now, idle_now
+            try:
+                self._look(seconds, is_contended=is_contended)
+            except Exception:  # the thread must go on
+                log.exception("the enforcer stumbled, going on")
+
+    def _pause(self) -> None:
+        until = time.monotonic() + _TICK_SECONDS
+        while (left := until - time.monotonic()) > 0 and not self._stopping:
+            if not self._watches_memory:
+                time.sleep(left)
+                continue
+            time.sleep(min(left, _WATCH_SECONDS))
+            for confinement in tuple(self._confinements):
+                confinement.check_memory()
+
+    def _look(self, seconds: float, *, is_contended: bool) -> None:
+        self._remove_left()
+        used: dict[TenantId, float] = {}
+        for confinement in tuple(self._confinements):
+            tenant = confinement.tenant
+            used[tenant] = used.get(tenant, 0.0) + confinement.used_cpu_seconds()
+        self._accounts = settle(
+            self._accounts,
+            {tenant: self._limits_of(tenant).share for tenant in used},
+            used,
+            seconds=seconds,
+            cores=self._cores,
+            is_contended=is_contended,
+        )
+        self._apply_weights()
+
+    def _remove_left(self) -> None:
+        for confinement in tuple(self._leaving):
+            if self._tree is None or self._tree.remove(confinement.path):
+                self._leaving.remove(confinement)
+        if self._tree is not None:
+            with self._lock:
+                present = {c.tenant for c in (*self._confinements, *self._leaving)}
+                for tenant in [t for t in self._applied if t not in present]:
+                    if self._tree.remove(tenant):
+                        del self._applied[tenant]
+
+    def _limits_of(self, tenant: TenantId) -> TenantLimits:
+        return self._limits.get(tenant, _UNKNOWN)
+
+    def _apply_weights(self) -> None:
+        if self._policy is CpuPolicy.NONE:
+            return
+        with self._lock:
+            tenants = {c.tenant for c in self._confinements}
+            shares = {tenant: self._limits_of(tenant).share for tenant in tenants}
+            demoted = (
+                {t for t, account in self._accounts.items() if account.is_demoted}
+                if self._policy is CpuPolicy.ADAPTIVE
+                else set()
+            )
+            weights = kernel_weights(shares, demoted & tenants, self._cores)
+            for tenant, weight in weights.items():
+                if self._tree is not None:
+                    self._apply_to_group(self._tree, tenant, weight)
+            if self._uses_nice:
+                self._apply_nice(weights)
+
+    def _apply_to_group(self, tree: Tree, tenant: TenantId, weight: int) -> None:
+        limit = self._limits_of(tenant).limit_percent
+        if self._applied.get(tenant) == (weight, limit):
+            return
+        self._guarded(f"the CPU weight of tenant {tenant}", tree.set_cpu_weight, tenant, weight)
+        self._guarded(f"the CPU limit of tenant {tenant}", tree.set_cpu_limit, tenant, limit)
+        self._applied[tenant] = (weight, limit)
+
+    def _apply_nice(self, weights: Mapping[TenantId, int]) -> None:
+        for confinement in self._confinements:
+            full = FULL_WEIGHT * Role.HOT.weight
+            weight = weights[confinement.tenant] * confinement.role.weight
+            nice = niceness.nice_of(weight, full)
+            if not confinement.pid or self._nices.get(confinement.pid) == nice:
+                continue
+            if niceness.set_nice(
+                confinement.pid, nice, autogroup=self._autogroups, threads=self._nices_threads
+            ):
+                self._nices[confinement.pid] = nice
+            self._applied[confinement.tenant] = (weights[confinement.tenant], 0)
+
+    def _weigh_host(self, tree: Tree) -> None:
+        # As heavy as one ordinary process on every core.
+        tree.set_cpu_weight("", round(100 * self._cores))
+
+    @staticmethod
+    def _guarded(what: str, apply: Any, *arguments: Any) -> None:
+        try:
+            apply(*arguments)
+        except OSError as error:
+            log.warning("%s could not be set: %s", what, error)

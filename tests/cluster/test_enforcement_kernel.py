@@ -1,0 +1,243 @@
+"""What this kernel really enforces on processes: control groups where they can be made, nice
+values and the watch over memory everywhere."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from accel_dask.model.ids import TenantId
+from accel_dask.model.tenant import MIB, Quota
+from accel_dask.worker_plugin.enforcement.background import step_back
+from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
+from accel_dask.worker_plugin.enforcement.enforcer import Enforcer, make_enforcer
+from accel_dask.worker_plugin.enforcement.find import find_tree
+from accel_dask.worker_plugin.enforcement.kernel_files import parse_own_groups
+from accel_dask.worker_plugin.enforcement.niceness import has_autogroups
+
+pytestmark = pytest.mark.cluster
+
+CALM, NOISY = TenantId("calm"), TenantId("noisy")
+CORES = 1
+"""As far as the enforcer knows: so that others at work on the machine do not matter."""
+NUMBERS = itertools.count(1)
+
+_CHILD = """
+import os, sys, threading, time
+os.setsid()
+for file in sys.argv[4:]:
+    with open(file, "w") as procs:
+        procs.write("0")
+threads, mib, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+held = bytearray(mib << 20)
+print("up", flush=True)
+def compute():
+    import hashlib
+    block = b"x" * 1_000_000
+    while True:
+        hashlib.sha256(block).digest()
+        time.sleep(pause)
+for _ in range(threads):
+    threading.Thread(target=compute).start()
+for line in sys.stdin:  # each line: so many MiB more, bit by bit
+    for _ in range(int(line)):
+        held += bytearray(1 << 20)
+        time.sleep(0.001)
+    print("got it", flush=True)
+"""
+
+
+class Child:
+    def __init__(
+        self, confinement: Confinement, *, threads: int = 0, mib: int = 1, pause: float = 0
+    ) -> None:
+        self.confinement = confinement
+        self.reasons: list[str] = []
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", _CHILD, str(threads), str(mib), str(pause)),
+                *confinement.join_files,
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "up\n"
+        confinement.watch(self.process.pid, self.kill)
+
+    def kill(self, because: str) -> None:
+        self.reasons.append(because)
+        self.process.kill()
+
+    def take(self, mib: int) -> bool:
+        """Whether it lives with so many MiB more."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(f"{mib}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline() == "got it\n"
+
+
+@contextmanager
+def an_enforcer(enforcement: str, policy: str = "adaptive") -> Iterator[Enforcer]:
+    if enforcement == "cgroup":
+        tree, why = find_tree("test-probe")
+        if tree is None:
+            pytest.skip(f"control groups cannot be made here: {why}")
+        tree.remove("")
+    enforcer = make_enforcer("test-kernel", CORES, enforcement=enforcement, policy=policy)
+    enforcer.start()
+    enforcer.set_quotas({CALM: Quota(), NOISY: Quota()})
+    try:
+        yield enforcer
+    finally:
+        enforcer.close()
+
+
+@contextmanager
+def a_child(
+    enforcer: Enforcer, tenant: TenantId, *, limit_mib: int = 200, **what: float
+) -> Iterator[Child]:
+    confinement = enforcer.confine(tenant, Role.HOT, f"{next(NUMBERS)}-test", limit_mib * MIB)
+    child = Child(confinement, **what)  # type: ignore[arg-type]
+    try:
+        yield child
+    finally:
+        with child.process:
+            child.process.kill()
+        enforcer.release(confinement)
+
+
+def wait_for(what: str, predicate: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not predicate():
+        assert time.monotonic() < deadline, f"in vain for {seconds:g} s: {what}"
+        time.sleep(0.02)
+
+
+def is_demoted(enforcer: Enforcer, tenant: TenantId) -> bool:
+    return bool(enforcer.report()["tenants"].get(tenant, {}).get("is_demoted"))
+
+
+def nice_of(child: Child) -> int:
+    """Of its session where sessions compete, else of its main thread."""
+    proc = Path(f"/proc/{child.process.pid}")
+    if has_autogroups():
+        return int((proc / "autogroup").read_text().split()[-1])
+    return int((proc / "stat").read_text().rpartition(")")[2].split()[16])
+
+
+@pytest.mark.parametrize("enforcement", ["cgroup", "nice"])
+def test_a_process_over_its_memory_is_stopped_alone_and_soon(enforcement: str) -> None:
+    with (
+        an_enforcer(enforcement) as enforcer,
+        a_child(enforcer, CALM, mib=100) as calm,
+        a_child(enforcer, NOISY, mib=100) as noisy,
+    ):
+        started = time.monotonic()
+        assert not noisy.take(400)
+        assert noisy.process.wait(5) == -9
+        assert time.monotonic() - started < 5
+        assert noisy.confinement.was_killed_for_memory() == (enforcement == "cgroup")
+        assert bool(noisy.reasons) == (enforcement == "nice")
+        assert calm.take(20)
+
+
+@pytest.mark.parametrize("enforcement", ["cgroup", "nice"])
+def test_a_lower_memory_limit_ends_what_is_above_it_and_a_higher_one_gives_room(
+    enforcement: str,
+) -> None:
+    with an_enforcer(enforcement) as enforcer, a_child(enforcer, CALM, mib=100) as child:
+        child.confinement.set_limit(400 * MIB)
+        assert child.take(150)
+        child.confinement.set_limit(120 * MIB)
+        assert child.process.wait(5) == -9
+
+
+@pytest.mark.parametrize("enforcement", ["cgroup", "nice"])
+def test_who_takes_more_than_its_share_is_demoted_while_another_works(enforcement: str) -> None:
+    with (
+        an_enforcer(enforcement) as enforcer,
+        a_child(enforcer, NOISY, threads=8) as noisy,
+        a_child(enforcer, CALM),
+    ):
+        # Its own threads wait for each other, but nobody else works.
+        wait_for(
+            "the noisy tenant is seen at work",
+            lambda: enforcer.report()["tenants"].get(NOISY, {}).get("used_cores", 0) > 0.6,
+        )
+        assert not is_demoted(enforcer, NOISY)
+        with a_child(enforcer, CALM, threads=1, pause=0.01):
+            wait_for("the noisy tenant is demoted", lambda: is_demoted(enforcer, NOISY))
+            if enforcement == "nice":
+                wait_for("its nice value says so", lambda: nice_of(noisy) >= 15)
+            assert not is_demoted(enforcer, CALM)
+        noisy.process.kill()
+        wait_for("its debt is paid", lambda: not is_demoted(enforcer, NOISY))
+
+
+def test_a_changed_weight_and_cpu_limit_reach_the_group_at_once() -> None:
+    with an_enforcer("cgroup", "fixed") as enforcer, a_child(enforcer, NOISY, threads=2) as noisy:
+        own = parse_own_groups(Path(f"/proc/{noisy.process.pid}/cgroup").read_text())
+        assert "accel-test-kernel/noisy/hot-" in own.get("memory", own.get("", ""))
+        enforcer.set_quotas({CALM: Quota(), NOISY: Quota(cpu_limit_percent=30)})
+        noisy.confinement.used_cpu_seconds()
+        started = time.monotonic()
+        wait_for("a second", lambda: time.monotonic() - started > 1)
+        used = noisy.confinement.used_cpu_seconds() / (time.monotonic() - started)
+        assert used < 0.45
+        with a_child(enforcer, CALM):
+            enforcer.set_quotas({CALM: Quota(cpu_weight=400), NOISY: Quota()})
+            weights = {t: w for t, (w, _) in enforcer._applied.items()}
+            assert weights[CALM] > 3 * weights[NOISY]
+
+
+def test_groups_of_ended_processes_and_of_a_closed_host_are_gone() -> None:
+    with an_enforcer("cgroup") as enforcer:
+        with a_child(enforcer, CALM) as child:
+            directories = [Path(file).parent for file in child.confinement.join_files]
+            assert all(directory.is_dir() for directory in directories)
+        wait_for("its group is gone", lambda: not any(d.exists() for d in directories))
+        wait_for(
+            "its tenant's group is gone", lambda: not any(d.parent.exists() for d in directories)
+        )
+        trees = [directory.parent.parent for directory in directories]
+        assert all(tree.is_dir() for tree in trees)
+    assert not any(tree.exists() for tree in trees)
+
+
+def test_what_a_killed_host_left_is_removed_by_its_next_life() -> None:
+    with an_enforcer("cgroup") as first:
+        first.confine(NOISY, Role.HOT, "1-left", 100 * MIB)
+        second = make_enforcer("test-kernel", CORES, enforcement="cgroup")
+        second.start()
+        try:
+            assert second._tree is not None
+            assert second._tree.groups() == ()
+        finally:
+            second.close()
+
+
+def test_a_process_that_steps_back_has_a_high_nice_value() -> None:
+    code = (
+        "import os; from accel_dask.worker_plugin.enforcement.background import step_back;"
+        "step_back(()); print(os.getpriority(os.PRIO_PROCESS, 0));"
+        "print(open('/proc/self/autogroup').read().split()[-1])"
+        if has_autogroups()
+        else "import os; from accel_dask.worker_plugin.enforcement.background import step_back;"
+        "step_back(()); print(os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(told.stdout.split()) == {"10"}
+
+
+def test_a_group_that_cannot_be_joined_is_not_an_end_to_stepping_back() -> None:
+    step_back(["/nonexistent/cgroup.procs"])
