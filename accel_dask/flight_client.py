@@ -46,6 +46,12 @@ class FlightSession:
         receipts: list[dict[str, Any]] = self._action("accel.receipts", {"last": last})
         return receipts
 
+    def receipt(self, query_id: str | None = None) -> dict[str, Any] | None:
+        """The receipt of one query, or of the user's newest; None: it is not known."""
+        asked = {"query_id": query_id} if query_id else {"last": 1, "mine": True}
+        found: list[dict[str, Any]] = self._action("accel.receipts", asked)
+        return found[0] if found else None
+
     def explain(self, sql: str) -> str:
         """How the gateway would answer `sql`."""
         return str(self._action("accel.explain", {"sql": sql}))

@@ -47,9 +47,10 @@ class GatewayApp:
                 self._registration.applied(view) if self._registration else None
             ),
         )
+        self._execution = Execution(self.routing, self._clients)
         self.service: Final = QueryService(
             self.routing,
-            Execution(self.routing, self._clients),
+            self._execution,
             self._watch,
             observers=(self._observe,),
         )
@@ -121,5 +122,6 @@ class GatewayApp:
             self._registration.close()
         self.routing.close()
         self._watch.close()
+        self._execution.close()
         self._clients.close()
         return is_drained

@@ -1,4 +1,4 @@
-"""Flight connections to executors: one shared client per address.
+"""Flight connections to executors: one shared client per address, and what is known of its health.
 
 Never thread-local: Flight's handler threads are transient, and a client that dies with one takes
 the process along.
@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from typing import Final
 
+import pyarrow as pa
 from pyarrow import flight
+
+from accel_dask.flight_trailers import TrailerReader
 
 log = logging.getLogger(__name__)
 
+CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ValueError, KeyError)
+"""What Flight calls raise. Arrow's own exceptions derive from built-in ones."""
+
+PING_SECONDS: Final = 0.5
+"""An executor that leaves a ping unanswered for so long is taken for hung."""
+_SILENT_SECONDS: Final = 5.0
+"""How long an executor that left a ping unanswered is asked last."""
+_PING: Final = "ping"
 _OPTIONS: Final = [
     ("grpc.use_local_subchannel_pool", 1),  # a new client is a new connection
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -30,6 +42,10 @@ class ExecutorClients:
         self._lock = threading.Lock()
         self._clients: dict[str, flight.FlightClient] = {}
         self._in_flight: dict[str, int] = {}
+        self._silent_until: dict[str, float] = {}
+        self._trailer_reader = TrailerReader()
+        self.reading: Final = self._trailer_reader.reading
+        """The trailers of a call of one of the clients; see `TrailerReader`."""
 
     def client(self, address: str) -> flight.FlightClient:
         """The shared client of `address`; connects at its first call."""
@@ -38,7 +54,9 @@ class ExecutorClients:
             if client is None:
                 while len(self._clients) >= _MAX_CLIENTS:  # executors that are long gone
                     self._clients.pop(next(iter(self._clients)))
-                client = flight.FlightClient(address, generic_options=_OPTIONS)
+                client = flight.FlightClient(
+                    address, generic_options=_OPTIONS, middleware=[self._trailer_reader]
+                )
                 self._clients[address] = client
             return client
 
@@ -48,6 +66,29 @@ class ExecutorClients:
         with self._lock:
             if self._clients.get(address) is client:
                 del self._clients[address]
+
+    def is_answering(self, address: str) -> bool:
+        """Ask the executor at `address` whether it is there. Blocks up to `PING_SECONDS`."""
+        client = self.client(address)
+        try:
+            list(client.do_action(_PING, flight.FlightCallOptions(timeout=PING_SECONDS)))
+        except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
+            log.warning("the executor at %s left a ping unanswered: %s", address, error)
+            self.drop(address, client)
+            with self._lock:
+                now = time.monotonic()
+                known = {a: until for a, until in self._silent_until.items() if until > now}
+                self._silent_until = {**known, address: now + _SILENT_SECONDS}
+            return False
+        except CALL_ERRORS as error:  # a refusal is an answer too
+            log.debug("ping of %s: %s", address, error)
+        with self._lock:
+            self._silent_until.pop(address, None)
+        return True
+
+    def was_silent(self, address: str) -> bool:
+        """Whether a ping of it went unanswered a moment ago."""
+        return time.monotonic() < self._silent_until.get(address, 0.0)
 
     def began(self, address: str) -> None:
         with self._lock:

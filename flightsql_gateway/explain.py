@@ -39,6 +39,7 @@ class ExplainStream:
 
     executor: Final = None
     retries: Final = 0
+    measured: Final = None
     schema: Final = SCHEMA
 
     def __init__(self, plan: QueryPlan) -> None:

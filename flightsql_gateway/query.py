@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
 from accel_dask.errors import AccelError
+from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import QueryPlan
 from flightsql_gateway.auth import Identity
-from flightsql_gateway.receipts import DatasetReceipt, Receipt, shortened
+from flightsql_gateway.receipts import DatasetReceipt, PartReceipt, Receipt, shortened
 from flightsql_gateway.request_limits import AskedLimits
 
 Observer = Callable[[Identity, Receipt], None]
@@ -50,6 +51,11 @@ class BatchStream(Protocol):
 
     @property
     def retries(self) -> int: ...
+
+    @property
+    def measured(self) -> Measured | None:
+        """What its executor measured, once it is complete."""
+        ...
 
     def read(self) -> pa.RecordBatch | None:
         """The next batch; None: that was all."""
@@ -108,9 +114,49 @@ class QueryRecord:
             rows=self.rows,
             bytes=self.bytes,
             retries=self.stream.retries if self.stream else 0,
+            predicted_scan_rows=plan.verdict.scan_rows if plan else None,
+            limits=asdict(plan.limits) if plan else {},
+            **_measured(plan, self.stream.measured if self.stream else None),
         )
         for observe in self._observers if not query.describe_only else ():
             observe(query.identity, self.receipt)
+
+
+def _measured(plan: QueryPlan | None, measured: Measured | None) -> dict[str, Any]:
+    """The receipt's fields of that name."""
+    if plan is None or measured is None:
+        return {}
+    names = {one.address: f"{one.worker}/{one.generation}" for one in _part_executors(plan)}
+    scanned = (measured.scanned_rows, *(part.scanned_rows for part in measured.parts))
+    counted = [rows for rows in scanned if rows is not None]
+    return {
+        "scanned_rows": sum(counted) if len(counted) == len(scanned) else None,
+        "executor_queue_ms": measured.queue_ms,
+        "gather_ms": measured.gather_ms,
+        "engine_ms": measured.engine_ms,
+        "cpu_ms": round(measured.total_cpu_ms, 3),
+        "peak_memory_bytes": measured.peak_memory_bytes,
+        "gathered_rows": measured.gathered_rows,
+        "gathered_bytes": measured.gathered_bytes,
+        "parts": tuple(
+            PartReceipt(
+                executor=names.get(part.address, ""),
+                rows=part.rows,
+                bytes=part.bytes,
+                ms=part.ms,
+                cpu_ms=part.cpu_ms,
+                scanned_rows=part.scanned_rows,
+                alternatives=part.alternatives,
+            )
+            for part in measured.parts
+        ),
+    }
+
+
+def _part_executors(plan: QueryPlan) -> Iterator[ExecutorRoute]:
+    for one in plan.fragments[0].inputs:
+        for part in one.parts:
+            yield from part.candidates
 
 
 def _executors(plan: QueryPlan | None) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final
 
 from accel_dask.model.ids import TenantId
@@ -24,6 +25,20 @@ class DatasetReceipt:
     total_shards: int
     rollup: str = ""
     """That was read in place of its rows; empty: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartReceipt:
+    """A share of a spread query, as the executor that it was asked of gave it."""
+
+    executor: str
+    rows: int
+    bytes: int
+    ms: float
+    cpu_ms: float
+    scanned_rows: int | None
+    alternatives: int
+    """Executors that were asked before and did not give it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +70,23 @@ class Receipt:
     rows: int = 0
     bytes: int = 0
     retries: int = 0
+    """Executors that were asked beyond the first."""
+    predicted_scan_rows: int | None = None
+    """At most, by statistics; None: the source does not say."""
+    scanned_rows: int | None = None
+    """By the engine, with the parts; None: it did not count, as for short queries."""
+    executor_queue_ms: float = 0.0
+    """In the executor: waiting for a thread, fetching what others have, computing."""
+    gather_ms: float = 0.0
+    engine_ms: float = 0.0
+    cpu_ms: float = 0.0
+    """In all executors."""
+    peak_memory_bytes: int | None = None
+    gathered_rows: int = 0
+    gathered_bytes: int = 0
+    parts: tuple[PartReceipt, ...] = ()
+    limits: dict[str, int] = field(default_factory=dict)
+    """That it ran under: the tenant's, or the client's own where those are lower."""
 
 
 class Receipts:
@@ -69,11 +101,18 @@ class Receipts:
             kept = self._by_tenant.setdefault(tenant, deque(maxlen=_KEPT))
             kept.append(receipt)
 
-    def last(self, tenant: TenantId, count: int) -> tuple[Receipt, ...]:
-        """The newest first."""
+    def last(self, tenant: TenantId, count: int, user: str = "") -> tuple[Receipt, ...]:
+        """The newest first; of `user` alone if it is given."""
         with self._lock:
             kept = tuple(self._by_tenant.get(tenant, ()))
-        return kept[::-1][: max(count, 0)]
+        wanted = (one for one in reversed(kept) if user in {"", one.user})
+        return tuple(islice(wanted, max(count, 0)))
+
+    def find(self, tenant: TenantId, query_id: str) -> Receipt | None:
+        """The receipt of one query; None: it is not known, or known no more."""
+        with self._lock:
+            kept = tuple(self._by_tenant.get(tenant, ()))
+        return next((one for one in reversed(kept) if one.query_id == query_id), None)
 
 
 def shortened(sql: str) -> str:

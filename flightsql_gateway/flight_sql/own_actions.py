@@ -11,11 +11,19 @@ from flightsql_gateway.flight_sql.request import Request
 
 
 def receipts(body: bytes, request: Request) -> bytes:
-    """The newest receipts of the caller's tenant: `{"last": 10}`."""
-    last = _read(body).get("last", 10)
+    """The newest receipts of the caller's tenant, `{"last": 10}`, or of the caller alone,
+    `{"last": 1, "mine": true}`, or the one of a query, `{"query_id": "..."}`; always a list."""
+    asked = _read(body)
+    tenant = request.identity.tenant
+    query_id = asked.get("query_id")
+    if query_id is not None:
+        found = request.receipts.find(tenant, str(query_id))
+        return encode([] if found is None else [found])
+    last = asked.get("last", 10)
     if not isinstance(last, int):
         raise InvalidQuery("'last' must be a number")
-    return encode(request.receipts.last(request.identity.tenant, last))
+    user = request.identity.user if asked.get("mine") is True else ""
+    return encode(request.receipts.last(tenant, last, user))
 
 
 def explain(body: bytes, request: Request) -> bytes:

@@ -77,10 +77,15 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "SetSessionOptions": _Action("agrees to what is so already", session_actions.set_options),
     "CloseSession": _Action("always succeeds: nothing is held", session_actions.close),
     "CancelFlightInfo": _Action("end the query's stream instead", session_actions.cancel),
-    "accel.receipts": _Action('the last queries: {"last": 10}', own_actions.receipts),
+    "accel.receipts": _Action(
+        'receipts of queries: {"last": 10}, {"last": 1, "mine": true} or {"query_id": "..."}',
+        own_actions.receipts,
+    ),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
 _RECEIPT_TRAILER: Final = "x-accel-receipt"
+_TRAILER_PARTS: Final = 16
+"""A receipt with more parts is sent without them; the action has them all."""
 _CODE_TRAILER: Final = "x-accel-code"
 
 
@@ -306,7 +311,10 @@ class _Batches:
         receipt = self._answer.receipt
         if receipt is not None:
             # Trailers must be small, and plain ASCII.
-            text = encode(replace(receipt, sql="", reason="")).decode()
+            short = replace(receipt, sql="", reason="")
+            if len(short.parts) > _TRAILER_PARTS:
+                short = replace(short, parts=())
+            text = encode(short).decode()
             text = text if text.isascii() else json.dumps(json.loads(text))
             _add_trailer(self._context, _RECEIPT_TRAILER, text)
 

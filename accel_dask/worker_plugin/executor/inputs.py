@@ -10,6 +10,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,9 +38,11 @@ from accel_dask.worker_plugin.executor.peers import PeerCall, PeerClients
 
 log = logging.getLogger(__name__)
 
-SILENT_SECONDS: Final = 1.0
+SILENT_SECONDS: Final = 0.25
 """A peer that is not heard of for this long is asked whether it is there."""
-_TICK_SECONDS: Final = 0.25
+LOST_SECONDS: Final = 2.0
+"""A peer that nobody can take the place of is given up after so long without a sign."""
+_TICK_SECONDS: Final = 0.1
 _THREADS_PER_QUERY: Final = 16
 _SPARE_THREADS: Final = 16
 
@@ -148,7 +151,7 @@ class _Share:
     def __init__(self, of: Input, piece: Piece, clients: PeerClients) -> None:
         self.of: Final = of
         # A peer that hangs costs seconds each time: until the others know, it comes last.
-        self.sources: Final = iter(
+        self.sources: Final = deque(
             sorted(piece.alternatives, key=lambda source: clients.was_silent(source.address))
         )
         self.batches: list[pa.RecordBatch] = []
@@ -236,7 +239,8 @@ class Fetch:
             AccelError: there is none; what the last one said.
         """
         peers, tenant = self._peers, self._ticket.tenant
-        for source in share.sources:
+        while share.sources:
+            source = share.sources.popleft()
             try:
                 call = PeerCall(peers.clients, source, tenant, peers.key, self._deadline)
                 share.call = call
@@ -334,6 +338,8 @@ class Fetch:
         self._pinged.discard(call)
         if is_there or share.call is not call:
             return
+        if not share.sources and time.monotonic() - call.last_sign < LOST_SECONDS:
+            return  # asked again at the next tick
         self._events.put(_Ended(share, call, call.unavailable()))
         self._give_up(call)
 

@@ -49,7 +49,7 @@ _OPTIONS: Final = [
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 _MAX_CLIENTS: Final = 64
-_PING_SECONDS: Final = 1.0
+_PING_SECONDS: Final = 0.5
 """A peer that leaves a ping unanswered for this long is taken for dead."""
 _SILENT_SECONDS: Final = 5.0
 """How long a peer that left a ping unanswered is asked last."""
