@@ -2,179 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pytest
-from adbc_driver_flightsql import dbapi
-from executor_builders import EPOCH, TENANT, make_shard, make_spec
-from pyarrow import flight
+from spread_site import ROWS, TOKEN
+from spread_site import SpreadSite as Site
 
-from accel_dask.config import GatewaySettings
 from accel_dask.errors import (
-    AccelError,
+    CpuLimit,
     ExecutorUnavailable,
     ReadOnly,
     RowLimit,
     ScanLimit,
     UnsupportedQuery,
 )
-from accel_dask.flight_errors import from_flight
-from accel_dask.model.epoch import Epoch, EpochState, ShardSummary
-from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
-from accel_dask.model.ids import ShardId, WorkerId
-from accel_dask.model.placement import Placement, Serving
-from accel_dask.model.snapshot import Column
-from accel_dask.model.tenant import MIB, Quota, Tenant, User, hash_token
-from accel_dask.store.memory import MemoryStore
-from accel_dask.store.records import ensure_meta, put_record
-from accel_dask.worker_plugin.executors import ExecutorHost
-from accel_dask.worker_plugin.running_executor import RunningExecutor
-from flightsql_gateway.app import GatewayApp
-from flightsql_gateway.flight_sql import messages
+from accel_dask.flight_client import FlightSession
+from accel_dask.model.tenant import MIB, Quota
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120)]
-
-ROWS = 30_000
-SALES = f"""
-    SELECT i AS id, (i % 7)::INTEGER AS store, (i * 7 % 1000)::DECIMAL(12, 2) / 4 AS amount,
-        ['ab', 'cd', NULL][i % 3 + 1] AS code, DATE '2024-01-01' + (i // 1000)::INTEGER AS day,
-        (i % 5)::HUGEINT AS big, i / 3.0::DOUBLE AS ratio,
-        ('00000000-0000-0000-0000-00000000000' || (i % 4))::UUID AS tag
-    FROM range({ROWS}) t(i)
-"""
-STORES = "SELECT i::INTEGER AS store, 'store ' || i AS label FROM range(6) t(i)"
-CUTS = [(0, 9_000), (9_000, 9_000), (9_000, 21_000), (21_000, ROWS)]
-TOKEN = "secret-of-acme"
-
-
-class Site:
-    """Shards of `sales` on three executors, `stores` on all of them, and a gateway."""
-
-    def __init__(self, directory: Path, quota: Quota) -> None:
-        self.store = MemoryStore()
-        self.key = ensure_meta(self.store, "test").ticket_key
-        self.quota = quota
-        self.shard_dir = directory / "shards"
-        self.shard_dir.mkdir()
-        self.plain = duckdb.connect()
-        self.plain.execute("CREATE SCHEMA acme")
-        self.plain.execute("USE acme")
-        self.host = ExecutorHost(directory / "run")
-        self.host.start()
-        self.executors: dict[str, RunningExecutor] = {}
-        self.app = GatewayApp(GatewaySettings(port=0), self.store)
-        put_record(self.store, Tenant(tenant=TENANT, quota=quota))
-        put_record(self.store, User(name="ann", tenant=TENANT, token_sha256=hash_token(TOKEN)))
-        sales = [
-            make_shard(self.shard_dir, f"FROM ({SALES}) WHERE id >= {a} AND id < {b}")
-            for a, b in CUTS
-        ]
-        stores = [make_shard(self.shard_dir, STORES)]
-        self._declare("sales", SALES, sales, [b - a for a, b in CUTS])
-        self._declare("stores", STORES, stores, [6])
-        held = {"w1": [0, 1], "w2": [2, 3], "w3": [2, 3]}
-        for worker, indexes in held.items():
-            self._launch(
-                worker,
-                tuple(
-                    sorted(
-                        [Attachment("sales", EPOCH, sales[index]) for index in indexes]
-                        + [Attachment("stores", EPOCH, stores[0])]
-                    )
-                ),
-            )
-        self.url = self.app.start(10)
-
-    def _declare(self, name: str, rows: str, shards: list[ShardId], counts: list[int]) -> None:
-        self.plain.execute(f"CREATE TABLE {name} AS {rows}")
-        described = self.plain.sql(f"FROM {name}")
-        epoch = Epoch(
-            tenant=TENANT,
-            dataset=name,
-            number=EPOCH,
-            snapshot_id=None,
-            sequence=1,
-            state=EpochState.READY,
-            replicas=1,
-            columns=tuple(
-                Column(name=column, type=str(kind))
-                for column, kind in zip(described.columns, described.types, strict=True)
-            ),
-            shards=tuple(
-                ShardSummary(shard_id=shard, rows=count, source_bytes=count * 10)
-                for shard, count in zip(shards, counts, strict=True)
-            ),
-        )
-        put_record(self.store, epoch)
-        hosts = tuple((shard, (WorkerId("w1"),)) for shard in shards)
-        put_record(self.store, Placement(tenant=TENANT, dataset=name, epoch=EPOCH, hosts=hosts))
-        put_record(self.store, Serving(tenant=TENANT, dataset=name, epoch=EPOCH, since_ns=0))
-
-    def _launch(self, worker: str, attachments: tuple[Attachment, ...]) -> None:
-        spec = make_spec(
-            self.shard_dir,
-            worker=WorkerId(worker),
-            attachments=attachments,
-            ticket_key=self.key,
-            quota=self.quota,
-        )
-        executor = self.executors[worker] = self.host.launch(spec)
-        plan = ExecutorPlan(
-            worker=spec.worker,
-            tenant=TENANT,
-            generation=1,
-            attachments=attachments,
-            quota=self.quota,
-        )
-        put_record(self.store, plan)
-        record = Executor(
-            worker=spec.worker,
-            tenant=TENANT,
-            generation=1,
-            incarnation=executor.incarnation,
-            state=ExecutorState.READY,
-            address=executor.address,
-        )
-        put_record(self.store, record)
-
-    def connect(self) -> Any:
-        kwargs = {"username": "ann", "password": TOKEN}
-        return dbapi.connect(self.url, db_kwargs=kwargs, autocommit=True)
-
-    def client(self) -> tuple[flight.FlightClient, flight.FlightCallOptions]:
-        client = flight.FlightClient(self.url)
-        header = client.authenticate_basic_token("ann", TOKEN)
-        return client, flight.FlightCallOptions(headers=[header], timeout=30)
-
-    def ask(self, sql: str) -> pa.Table:
-        client, options = self.client()
-        command = messages.wrap(messages.new("CommandStatementQuery", query=sql))
-        return client.do_get(flight.Ticket(command), options).read_all()
-
-    def refusal(self, sql: str) -> tuple[type[AccelError], str]:
-        with pytest.raises((flight.FlightError, pa.ArrowException, OSError, ValueError)) as failed:
-            self.ask(sql)
-        error = from_flight(failed.value)
-        return type(error), str(error)
-
-    def receipt(self) -> dict[str, Any]:
-        client, options = self.client()
-        action = flight.Action("accel.receipts", json.dumps({"last": 1}).encode())
-        (result,) = client.do_action(action, options)
-        found: dict[str, Any] = json.loads(result.body.to_pybytes())[0]
-        return found
-
-    def close(self) -> None:
-        self.app.close(5)
-        self.host.close()
-        self.store.close()
 
 
 @pytest.fixture
@@ -232,8 +83,34 @@ def test_receipts_tell_of_all_executors_and_the_verdict(site: Site) -> None:
     assert receipt["route"] == "hot"
     assert receipt["executors"] == 2
     assert receipt["verdict"].startswith("bounded; aggregate: scans at most 30,000 rows")
+    [part] = receipt["parts"]
+    assert part["executor"] in {"w1/3", "w2/3", "w3/3"} - {receipt["executor"]}
+    assert (part["rows"], part["alternatives"]) == (1, 0)
+    assert part["ms"] > 0
+    assert receipt["gathered_rows"] == 1
+    assert receipt["predicted_scan_rows"] == ROWS
+    assert receipt["scanned_rows"] is None, "a short query is not counted"
+    assert receipt["cpu_ms"] >= part["cpu_ms"] > 0
+    assert receipt["limits"]["max_cpu_ms"] == site.quota.max_cpu_ms
     site.ask("select label from stores")
     assert site.receipt()["executors"] == 1
+    with FlightSession(site.url, "ann", TOKEN) as session:
+        assert session.receipt(receipt["query_id"]) == receipt
+        newest = session.receipt()
+        assert newest is not None
+        assert newest["sql"] == "select label from stores"
+        assert session.receipt("0" * 32) is None
+
+
+def test_a_query_beyond_its_cpu_time_is_stopped_on_every_executor(site: Site) -> None:
+    sql = "select count(*) from sales a, sales b where a.ratio + b.ratio < 0 and a.code <> b.code"
+    started = time.monotonic()
+    kind, told = site.refusal(sql, {"x-accel-max-cpu-ms": "100"})
+    assert kind is CpuLimit
+    assert "more than the 100 ms of CPU time" in told
+    assert time.monotonic() - started < 3
+    receipt = site.receipt()
+    assert (receipt["outcome"], receipt["limits"]["max_cpu_ms"]) == ("CPU_LIMIT", 100)
 
 
 def test_parameters_reach_the_parts(site: Site) -> None:
