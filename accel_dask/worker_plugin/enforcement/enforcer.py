@@ -86,7 +86,7 @@ _UNKNOWN: Final = TenantLimits.of(Quota())
 
 def make_enforcer(
     name: str,
-    cores: int,
+    cores: float,
     *,
     enforcement: str = "auto",
     policy: str = "adaptive",
@@ -115,7 +115,7 @@ class Enforcer:
     def __init__(
         self,
         tree: Tree | None,
-        cores: int,
+        cores: float,
         *,
         policy: CpuPolicy = CpuPolicy.ADAPTIVE,
         uses_nice: bool = True,
@@ -123,7 +123,7 @@ class Enforcer:
     ) -> None:
         """`why`: the reason that there is no `tree`."""
         self._tree = tree
-        self._cores = float(cores)
+        self._cores = cores
         self._policy = policy
         self._why = why
         self._watches_memory = tree is None and uses_nice
@@ -342,7 +342,7 @@ class Enforcer:
 
     def _weigh_host(self, tree: Tree) -> None:
         # As heavy as one ordinary process on every core.
-        tree.set_cpu_weight("", round(100 * self._cores))
+        tree.set_cpu_weight("", max(100, round(100 * self._cores)))
 
     @staticmethod
     def _guarded(what: str, apply: Any, *arguments: Any) -> None:
