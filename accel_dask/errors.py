@@ -14,7 +14,8 @@ AccelError
 │                           ReadOnly
 │  └─ LimitExceeded         RowLimit · ByteLimit · ScanLimit · CpuLimit · MemoryLimit ·
 │                           DeadlineExceeded · TextLimit
-├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable
+├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable ·
+│                           ColdReadFailed
 └─ QueryCancelled
 
 Two attributes say what a caller may do: `retryable` (the same request may succeed
@@ -229,6 +230,13 @@ class StaleEpoch(RoutingError):
 
 class ExecutorUnavailable(RoutingError):
     """The executor did not answer, or went away before the first batch."""
+
+    retryable = True
+    falls_back = True
+
+
+class ColdReadFailed(RoutingError):
+    """A file of the snapshot is gone, was replaced or cannot be read; nothing was answered."""
 
     retryable = True
     falls_back = True

@@ -16,6 +16,7 @@ from accel_dask.errors import (
     AccelError,
     AdmissionError,
     AuthError,
+    ColdReadFailed,
     DeadlineExceeded,
     ExecutorUnavailable,
     NotResident,
@@ -41,6 +42,7 @@ _FLIGHT_CLASSES: Final[tuple[tuple[type[AccelError], type[Exception]], ...]] = (
     (StaleEpoch, flight.FlightUnavailableError),
     (NotResident, flight.FlightUnavailableError),
     (ExecutorUnavailable, flight.FlightUnavailableError),
+    (ColdReadFailed, flight.FlightUnavailableError),
     (StoreError, flight.FlightUnavailableError),
     (AccelError, flight.FlightInternalError),
 )

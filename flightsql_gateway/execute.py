@@ -16,6 +16,7 @@ from typing import Final
 from accel_dask.errors import (
     AccelError,
     AuthError,
+    ColdReadFailed,
     DeadlineExceeded,
     ExecutorUnavailable,
     NotResident,
@@ -43,7 +44,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.01
 _MAX_PAUSE_SECONDS: Final = 0.1
 _TURN_SECONDS: Final = 0.1
 
-_ELSEWHERE: Final = (StaleEpoch, ExecutorUnavailable, TooManyQueries)
+_ELSEWHERE: Final = (StaleEpoch, ExecutorUnavailable, TooManyQueries, ColdReadFailed)
 """What another executor with the same data may do better."""
 _Candidate = tuple[QueryPlan, ExecutorRoute]
 
@@ -207,8 +208,9 @@ class _Run:
                 log.info("query %s has no other plan: %s", self._order.query_id, error)
                 return
 
-    def _rank(self, route: ExecutorRoute) -> tuple[bool, int]:
-        return self._clients.was_silent(route.address), self._clients.in_flight(route.address)
+    def _rank(self, route: ExecutorRoute) -> tuple[bool, bool, int]:
+        clients, address = self._clients, route.address
+        return clients.was_silent(address), route.is_cold, clients.in_flight(address)
 
     def _ask(self, candidate: _Candidate) -> None:
         plan, route = candidate

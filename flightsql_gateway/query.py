@@ -13,7 +13,7 @@ import pyarrow as pa
 from accel_dask.errors import AccelError
 from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
-from accel_dask.query_planner.plan import QueryPlan
+from accel_dask.query_planner.plan import FragmentKind, QueryPlan
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.receipts import DatasetReceipt, PartReceipt, Receipt, shortened
 from flightsql_gateway.request_limits import AskedLimits
@@ -93,6 +93,7 @@ class QueryRecord:
         query = self._query
         plan = self.stream.plan if self.stream else self.plan
         executor = self.stream.executor if self.stream else None
+        measured = self.stream.measured if self.stream else None
         reason = "; ".join(plan.reasons) if plan else ""
         self.receipt = Receipt(
             query_id=self.query_id,
@@ -101,9 +102,9 @@ class QueryRecord:
             sql=shortened(query.sql),
             outcome="OK" if error is None else getattr(error, "code", "ACCEL_ERROR"),
             reason=reason if error is None else _told(error),
-            route=plan.fragments[0].kind.value if plan and executor else "",
-            datasets=_datasets(plan),
-            executor=f"{executor.worker}/{executor.generation}" if executor else "",
+            route=_route(plan, executor, measured) if plan and executor else "",
+            datasets=_datasets(plan, executor),
+            executor=_name_of(executor) if executor else "",
             executors=_executors(plan) if executor else 0,
             verdict=str(plan.verdict) if plan else "",
             started_at_ms=self._started_at_ms,
@@ -116,7 +117,7 @@ class QueryRecord:
             retries=self.stream.retries if self.stream else 0,
             predicted_scan_rows=plan.verdict.scan_rows if plan else None,
             limits=asdict(plan.limits) if plan else {},
-            **_measured(plan, self.stream.measured if self.stream else None),
+            **_measured(plan, measured),
         )
         for observe in self._observers if not query.describe_only else ():
             observe(query.identity, self.receipt)
@@ -126,7 +127,7 @@ def _measured(plan: QueryPlan | None, measured: Measured | None) -> dict[str, An
     """The receipt's fields of that name."""
     if plan is None or measured is None:
         return {}
-    names = {one.address: f"{one.worker}/{one.generation}" for one in _part_executors(plan)}
+    names = {one.address: _name_of(one) for one in _part_executors(plan)}
     scanned = (measured.scanned_rows, *(part.scanned_rows for part in measured.parts))
     counted = [rows for rows in scanned if rows is not None]
     return {
@@ -159,6 +160,23 @@ def _part_executors(plan: QueryPlan) -> Iterator[ExecutorRoute]:
             yield from part.candidates
 
 
+def _name_of(executor: ExecutorRoute) -> str:
+    cold = " (cold)" if executor.is_cold else ""
+    return f"{executor.worker}/{executor.generation}{cold}"
+
+
+def _route(plan: QueryPlan, executor: ExecutorRoute, measured: Measured | None) -> str:
+    """Where the rows came from, whoever stood in for whom."""
+    fragment = plan.fragments[0]
+    if not fragment.inputs:
+        return (FragmentKind.COLD if executor.is_cold else fragment.kind).value
+    cold = {one.address for one in _part_executors(plan) if one.is_cold}
+    kinds = {part.kind for one in fragment.inputs for part in one.parts} | {fragment.kind}
+    if measured is not None and any(part.address in cold for part in measured.parts):
+        kinds.add(FragmentKind.COLD)
+    return "+".join(kind.value for kind in FragmentKind if kind in kinds)
+
+
 def _executors(plan: QueryPlan | None) -> int:
     """The one that was asked and those that it asks."""
     if plan is None:
@@ -171,7 +189,8 @@ def _told(error: BaseException) -> str:
     return str(error) if isinstance(error, AccelError) else "internal error"
 
 
-def _datasets(plan: QueryPlan | None) -> tuple[DatasetReceipt, ...]:
+def _datasets(plan: QueryPlan | None, executor: ExecutorRoute | None) -> tuple[DatasetReceipt, ...]:
+    stood_in = bool(plan and executor and executor.is_cold and not plan.fragments[0].inputs)
     return tuple(
         DatasetReceipt(
             dataset=used.dataset_id.name,
@@ -180,6 +199,7 @@ def _datasets(plan: QueryPlan | None) -> tuple[DatasetReceipt, ...]:
             shards=used.shards,
             total_shards=used.total_shards,
             rollup=used.rollup,
+            cold_shards=used.shards if stood_in else used.cold_shards,
         )
         for used in (plan.datasets if plan else ())
     )

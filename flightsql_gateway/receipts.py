@@ -25,6 +25,8 @@ class DatasetReceipt:
     total_shards: int
     rollup: str = ""
     """That was read in place of its rows; empty: none."""
+    cold_shards: int = 0
+    """Of `shards`, those that were read from the source's files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class Receipt:
     reason: str
     """Why it took its route, or why it failed."""
     route: str = ""
-    """`hot`, `cold` or `olap`; empty: it was not run."""
+    """`hot`, `cold`, `hot+cold` or `olap`; empty: it was not run."""
     datasets: tuple[DatasetReceipt, ...] = ()
     executor: str = ""
     executors: int = 0

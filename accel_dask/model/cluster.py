@@ -10,7 +10,13 @@ from types import MappingProxyType
 from typing import Final, Generic, TypeVar, cast
 
 from accel_dask.errors import InvariantViolated
-from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path, publish_path
+from accel_dask.model.dataset import (
+    ColdPolicy,
+    Dataset,
+    PublishRequest,
+    dataset_path,
+    publish_path,
+)
 from accel_dask.model.epoch import (
     HOLDING_STATES,
     OPEN_STATES,
@@ -18,7 +24,7 @@ from accel_dask.model.epoch import (
     EpochState,
     epoch_path,
 )
-from accel_dask.model.executor import Executor, ExecutorPlan
+from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
 from accel_dask.model.ids import (
     DatasetId,
     EpochNumber,
@@ -201,12 +207,14 @@ class ClusterView:
                     wanted.setdefault(worker, set()).add(shard_id)
         return {worker: frozenset(shards) for worker, shards in wanted.items()}
 
-    def plans_on(self, worker: WorkerId, tenant: TenantId) -> tuple[ExecutorPlan, ...]:
+    def plans_on(
+        self, worker: WorkerId, tenant: TenantId, kind: ExecutorKind = ExecutorKind.HOT
+    ) -> tuple[ExecutorPlan, ...]:
         """Executor plans of a tenant on a host, oldest generation first."""
         return tuple(
             plan
             for plan in self.records(ExecutorPlan)
-            if plan.worker == worker and plan.tenant == tenant
+            if plan.worker == worker and plan.tenant == tenant and plan.kind is kind
         )
 
     def check_invariants(self) -> None:
@@ -251,3 +259,5 @@ def _epoch_contradictions(view: ClusterView, epoch: Epoch) -> Iterable[str]:
         yield f"{epoch} FAILED but still holds memory"
     if {shard for shard, _ in placement.hosts} != {shard.shard_id for shard in epoch.shards}:
         yield f"{epoch} and its placement name different shards"
+    if epoch.cold is ColdPolicy.REFUSE and placement.cold_shards:
+        yield f"{epoch} leaves shards cold that its dataset wants in memory"

@@ -33,6 +33,15 @@ class Spread(StrEnum):
     """All shards on every host: for small dimensions that spread facts are joined with."""
 
 
+class ColdPolicy(StrEnum):
+    """What becomes of queries on shards that are in no executor's memory."""
+
+    REFUSE = "refuse"
+    """They are refused; a snapshot that does not fit into memory is too."""
+    ALLOW = "allow"
+    """A cold executor reads the snapshot's own files, within the tenant's cold budget."""
+
+
 EVERY_HOST: Final = 1_000_000
 """The number of replicas that means one on every host."""
 
@@ -69,6 +78,10 @@ class Dataset:
     shard_target_bytes: int = 64 * 1024 * 1024
     """Source bytes that one shard should hold, within a factor of about two."""
     rollups: tuple[Rollup, ...] = ()
+    cold: ColdPolicy = ColdPolicy.REFUSE
+    hot_shards: int | None = None
+    """With `ColdPolicy.ALLOW`: hold only so many shards in memory, the last ones of the sort
+    order; None: as many of them as fit."""
     poll_seconds: float = 0.0
     """How often the master looks for a new snapshot by itself; 0: only when told."""
 

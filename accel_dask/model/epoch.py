@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import ClassVar, Final
 
 from accel_dask.errors import IllegalTransition
-from accel_dask.model.dataset import Rollup
+from accel_dask.model.dataset import ColdPolicy, Rollup
 from accel_dask.model.ids import (
     DatasetId,
     EpochNumber,
@@ -92,6 +92,9 @@ class Epoch:
     """Of each of `shards` the rows of its rollups; empty before it is READY."""
     plan_digest: str = ""
     """SHA-256 of the load plan's blob."""
+    cold: ColdPolicy = ColdPolicy.REFUSE
+    """As the dataset was declared when it was opened, as `hot_shards`."""
+    hot_shards: int | None = None
     publish_nonce: str = ""
     """The publish request that it answers."""
     story: tuple[StoryLine, ...] = ()

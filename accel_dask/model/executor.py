@@ -26,6 +26,15 @@ class Attachment(NamedTuple):
     shard_id: ShardId
 
 
+class ExecutorKind(StrEnum):
+    """Where an executor's shards come from."""
+
+    HOT = "hot"
+    """Shard files in the host's memory."""
+    COLD = "cold"
+    """The snapshot's own files, read anew by each query."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorPlan:
     """One generation of a tenant's executor on a host. Never changed; replaced or deleted."""
@@ -38,6 +47,7 @@ class ExecutorPlan:
     attachments: tuple[Attachment, ...]
     """Sorted. One epoch per dataset."""
     quota: Quota
+    kind: ExecutorKind = ExecutorKind.HOT
     because: str = ""
 
     @property

@@ -26,6 +26,13 @@ class Placement:
     dataset: str
     epoch: EpochNumber
     hosts: tuple[tuple[ShardId, tuple[WorkerId, ...]], ...]
+    """A shard without hosts is cold: it stays at the source for as long as this epoch lives."""
+    cold_because: str = ""
+    """Why some shards are cold, for people."""
+
+    @property
+    def cold_shards(self) -> frozenset[ShardId]:
+        return frozenset(shard for shard, workers in self.hosts if not workers)
 
     @property
     def dataset_id(self) -> DatasetId:

@@ -10,10 +10,16 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset, Rollup
+from accel_dask.model.dataset import ColdPolicy, Dataset, Rollup
 from accel_dask.model.epoch import ShardSummary
-from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
-from accel_dask.model.ids import DatasetId, EpochNumber, Revision, TenantId, WorkerId
+from accel_dask.model.executor import (
+    Attachment,
+    Executor,
+    ExecutorKind,
+    ExecutorPlan,
+    ExecutorState,
+)
+from accel_dask.model.ids import DatasetId, EpochNumber, Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.member import META_PATH, ClusterMeta
 from accel_dask.model.placement import Serving
 from accel_dask.model.snapshot import Column, SnapshotId
@@ -31,6 +37,11 @@ class ExecutorRoute:
     incarnation: str
     address: str
     attachments: frozenset[Attachment]
+    kind: ExecutorKind = ExecutorKind.HOT
+
+    @property
+    def is_cold(self) -> bool:
+        return self.kind is ExecutorKind.COLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +61,11 @@ class DatasetRoute:
     table: str = DATA_TABLE
     """Which table of the shard files `columns` and the shards' rows are of: the data, or, where
     the planner chose one, a rollup."""
+    cold: ColdPolicy = ColdPolicy.REFUSE
+    cold_shards: frozenset[ShardId] = frozenset()
+    """Shards that stay at the source for as long as the epoch lives."""
+    cold_because: str = ""
+    """Why, for people."""
 
 
 class RoutingTable:
@@ -79,14 +95,15 @@ class RoutingTable:
 
 
 def build_routing(view: ClusterView) -> RoutingTable:
-    """The routing table of `view`. On one host only the newest generation that has an
-    epoch is routed to; older ones answer what is under way and end."""
+    """The routing table of `view`. On one host only the newest generation of a kind that has
+    an epoch is routed to; older ones answer what is under way and end."""
     routes = _executor_routes(view)
     datasets = {}
     for serving in view.records(Serving):
         epoch = view.epoch(serving.dataset_id, serving.epoch)
         if epoch is None:
             continue
+        placement = view.placement(serving.dataset_id, serving.epoch)
         datasets[serving.dataset_id] = DatasetRoute(
             dataset_id=serving.dataset_id,
             epoch=epoch.number,
@@ -96,6 +113,9 @@ def build_routing(view: ClusterView) -> RoutingTable:
             executors=_newest_with(routes, serving.dataset_id, epoch.number),
             rollups=epoch.rollups,
             rollup_rows=epoch.rollup_rows,
+            cold=epoch.cold,
+            cold_shards=placement.cold_shards if placement else frozenset(),
+            cold_because=placement.cold_because if placement else "",
         )
     meta = view.find(ClusterMeta, META_PATH)
     return RoutingTable(
@@ -123,6 +143,7 @@ def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:
                 incarnation=executor.incarnation,
                 address=executor.address,
                 attachments=frozenset(plan.attachments),
+                kind=plan.kind,
             )
         )
     return tuple(routes)
@@ -131,13 +152,14 @@ def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:
 def _newest_with(
     routes: tuple[ExecutorRoute, ...], dataset: DatasetId, epoch: EpochNumber
 ) -> tuple[ExecutorRoute, ...]:
-    newest: dict[WorkerId, ExecutorRoute] = {}
+    newest: dict[tuple[WorkerId, ExecutorKind], ExecutorRoute] = {}
     for route in routes:
         if route.tenant != dataset.tenant or not any(
             a.dataset == dataset.name and a.epoch == epoch for a in route.attachments
         ):
             continue
-        known = newest.get(route.worker)
+        key = (route.worker, route.kind)
+        known = newest.get(key)
         if known is None or known.generation < route.generation:
-            newest[route.worker] = route
-    return tuple(newest[worker] for worker in sorted(newest))
+            newest[key] = route
+    return tuple(newest[key] for key in sorted(newest))

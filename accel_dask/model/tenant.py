@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from accel_dask.model.ids import Path, TenantId
@@ -50,6 +50,24 @@ class Quota:
     cpu_limit_percent: int = 0
     """Percent of one core that the tenant never exceeds on any one host, even an idle one; 0: no
     such limit."""
+    cold_memory_bytes: int = 384 * MIB
+    """All memory of a cold executor; beside `memory_bytes_per_host`, and only on hosts that run
+    one."""
+    cold_threads: int = 1
+    """DuckDB threads of a cold executor."""
+    cold_concurrency: int = 2
+    """Queries, and as many parts of queries, that run at once in a cold executor."""
+    max_cold_scan_bytes: int = 512 * MIB
+    """Bytes of the source's files behind the shards that one query reads cold."""
+
+    def for_cold(self) -> Quota:
+        """As a cold executor is bounded; its engine gets what its process leaves of the memory."""
+        return replace(
+            self,
+            executor_memory_bytes=self.cold_memory_bytes,
+            threads=self.cold_threads,
+            concurrency=self.cold_concurrency,
+        )
 
     @property
     def shard_bytes_per_host(self) -> int:

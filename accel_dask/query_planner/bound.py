@@ -49,6 +49,7 @@ def limits_of(quota: Quota) -> QueryLimits:
         max_result_bytes=quota.max_result_bytes,
         max_scan_rows=quota.max_scan_rows,
         max_scan_bytes=quota.max_scan_bytes,
+        max_cold_scan_bytes=quota.max_cold_scan_bytes,
         max_gather_rows=quota.max_gather_rows,
         max_gather_bytes=quota.max_gather_bytes,
     )

@@ -102,5 +102,6 @@ def _same(used: DatasetRoute, now: DatasetRoute | None) -> bool:
         and used.epoch == now.epoch
         and used.executors == now.executors
         and used.shards == now.shards
+        and used.cold_shards == now.cold_shards
         and used.columns == now.columns
     )

@@ -11,10 +11,16 @@ from typing import Final
 from sqlglot import exp
 
 from accel_dask.model.ids import DatasetId, ShardId
-from accel_dask.model.routing import DatasetRoute
+from accel_dask.model.routing import DatasetRoute, ExecutorRoute
 from accel_dask.model.snapshot import Column
 from accel_dask.model.ticket import EpochToken, shard_relation
-from accel_dask.query_planner.plan import Edit, ParsedQuery, Scan, TableReference
+from accel_dask.query_planner.plan import (
+    Edit,
+    FragmentKind,
+    ParsedQuery,
+    Scan,
+    TableReference,
+)
 from accel_dask.query_planner.statement import FIRST_TOKEN, SPAN
 
 _MARK: Final = re.compile("\0([0-9]+)\0")
@@ -146,6 +152,11 @@ def _no_rows(columns: Sequence[Column]) -> str:
         f"CAST(NULL AS {column.type}) AS {quoted(column.name)}" for column in columns
     )
     return f"SELECT {selected} WHERE false"
+
+
+def kind_at(executors: Sequence[ExecutorRoute]) -> FragmentKind:
+    """The kind of what is run by the first of `executors`."""
+    return FragmentKind.COLD if executors and executors[0].is_cold else FragmentKind.HOT
 
 
 def shard_ids(scan: Scan) -> list[ShardId]:

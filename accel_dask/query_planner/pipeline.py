@@ -17,7 +17,6 @@ from accel_dask.query_planner.plan import (
     PlanContext,
     QueryDraft,
     QueryPlan,
-    Scan,
     UsedDataset,
 )
 from accel_dask.query_planner.prune import prune
@@ -53,7 +52,7 @@ def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
     return QueryPlan(
         tenant=context.tenant,
         sql=draft.sql,
-        datasets=_used(draft.scans),
+        datasets=_used(draft),
         fragments=draft.fragments,
         limits=draft.limits,
         parameters=len(draft.parsed.parameter_columns),
@@ -81,6 +80,7 @@ def explain(plan: QueryPlan) -> str:
     lines += [
         f"prune: {used.dataset_id}@{used.epoch} (snapshot {used.snapshot_id}): reads "
         f"{used.shards} of {used.total_shards} shards"
+        + (f", {used.cold_shards} of them cold" if used.cold_shards else "")
         for used in plan.datasets
     ]
     lines += [f"rollup: {told}" for told in plan.rollups]
@@ -90,6 +90,7 @@ def explain(plan: QueryPlan) -> str:
             f"limits: {limits.deadline_ms} ms, {limits.max_cpu_ms:,} ms of CPU, "
             f"{limits.max_result_rows:,} result rows and {limits.max_result_bytes:,} bytes, "
             f"{limits.max_scan_rows:,} rows and {limits.max_scan_bytes:,} bytes scanned, "
+            f"{limits.max_cold_scan_bytes:,} bytes read cold, "
             f"{limits.max_gather_rows:,} rows and {limits.max_gather_bytes:,} bytes gathered"
         ),
     ]
@@ -99,17 +100,21 @@ def explain(plan: QueryPlan) -> str:
             rows = "" if one.rows is None else f", at most {one.rows:,} rows"
             lines.append(f"input {one.name}: {len(one.parts)} part(s){rows}")
             for part in one.parts:
-                lines += [f"  part on {_places(part.candidates)}:", f"    {part.sql}"]
+                where = _places(part.candidates)
+                lines += [f"  part ({part.kind}) on {where}:", f"    {part.sql}"]
         where = _places(fragment.candidates)
         lines += [f"fragment {number} ({fragment.kind}) on {where}:", f"  {fragment.sql}"]
     return "\n".join(lines)
 
 
 def _places(executors: tuple[ExecutorRoute, ...]) -> str:
-    return ", ".join(f"{one.worker}/{one.generation}" for one in executors)
+    return ", ".join(
+        f"{one.worker}/{one.generation}{' (cold)' if one.is_cold else ''}" for one in executors
+    )
 
 
-def _used(scans: tuple[Scan, ...]) -> tuple[UsedDataset, ...]:
+def _used(draft: QueryDraft) -> tuple[UsedDataset, ...]:
+    scans = draft.scans
     read: dict[DatasetId, set[int]] = {}
     rollups: dict[DatasetId, set[str]] = {}
     for scan in scans:
@@ -125,6 +130,7 @@ def _used(scans: tuple[Scan, ...]) -> tuple[UsedDataset, ...]:
             shards=len(read[dataset]),
             total_shards=len(routes[dataset].shards),
             rollup=", ".join(sorted(rollups.get(dataset, ()))),
+            cold_shards=sum(1 for cold in draft.cold if cold.dataset == dataset.name),
         )
         for dataset in sorted(read)
     )

@@ -54,6 +54,7 @@ class QueryLimits:
     max_result_bytes: int
     max_scan_rows: int
     max_scan_bytes: int
+    max_cold_scan_bytes: int
     max_gather_rows: int
     max_gather_bytes: int
 
@@ -99,6 +100,8 @@ class UsedDataset:
     total_shards: int
     rollup: str = ""
     """The rollup that was read of it, or several; empty: its rows alone."""
+    cold_shards: int = 0
+    """Of the shards read, those that are read from the source's files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +269,8 @@ class QueryDraft:
     """Executors that have every shard of the query."""
     spread: SpreadRoute | None = None
     """If there are no candidates."""
+    cold: frozenset[Attachment] = frozenset()
+    """Shards that no hot executor has, to be read from the source's files."""
     fragments: tuple[Fragment, ...] = ()
     rollups: tuple[str, ...] = ()
     """Which rollups are read, and why declared ones are not."""

@@ -32,6 +32,7 @@ def _fencing_shard(route: DatasetRoute) -> tuple[int, ...]:
     holders = Counter(
         held.shard_id
         for executor in route.executors
+        if not executor.is_cold
         for held in executor.attachments
         if (held.dataset, held.epoch) == (route.dataset_id.name, route.epoch)
     )

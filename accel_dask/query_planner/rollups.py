@@ -78,7 +78,11 @@ def use_rollups(draft: QueryDraft, context: PlanContext) -> QueryDraft:
 def is_resident(scan: Scan, context: PlanContext) -> bool:
     """Whether all shards of the scan are attached on executors that are not to be avoided."""
     held = frozenset[Attachment]().union(
-        *(one.attachments for one in scan.route.executors if one.address not in context.avoid)
+        *(
+            one.attachments
+            for one in scan.route.executors
+            if not one.is_cold and one.address not in context.avoid
+        )
     )
     name, epoch = scan.route.dataset_id.name, scan.route.epoch
     return all(

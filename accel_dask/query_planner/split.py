@@ -7,12 +7,13 @@ from dataclasses import replace
 from accel_dask.query_planner.columns import UsedColumns
 from accel_dask.query_planner.physical import (
     SplicedText,
+    kind_at,
     relation_of,
     shard_ids,
     table_edit,
     tokens_of,
 )
-from accel_dask.query_planner.plan import Fragment, FragmentKind, PlanContext, QueryDraft
+from accel_dask.query_planner.plan import Fragment, PlanContext, QueryDraft
 from accel_dask.query_planner.spread import spread_fragment
 
 
@@ -32,7 +33,7 @@ def split(draft: QueryDraft, context: PlanContext) -> QueryDraft:
         named = columns.of(scan) if len(scan.shards) > 1 else None
         edits.append(table_edit(scan.reference, relation_of(scan.route, shard_ids(scan), named)))
     fragment = Fragment(
-        kind=FragmentKind.HOT,
+        kind=kind_at(draft.candidates),
         sql=SplicedText(draft.parsed, [*draft.parsed.edits, *edits]).all(),
         tokens=tokens_of((scan.route, shard_ids(scan)) for scan in draft.scans),
         candidates=draft.candidates,

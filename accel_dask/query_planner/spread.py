@@ -22,6 +22,7 @@ from accel_dask.query_planner.columns import UsedColumns, least_width
 from accel_dask.query_planner.merge import Merge, merge_edit, part_sql, prepare
 from accel_dask.query_planner.physical import (
     SplicedText,
+    kind_at,
     number_parameters,
     parameter_edits,
     quoted,
@@ -32,7 +33,6 @@ from accel_dask.query_planner.physical import (
 )
 from accel_dask.query_planner.plan import (
     Fragment,
-    FragmentKind,
     Part,
     PartInput,
     PlanContext,
@@ -111,7 +111,7 @@ class _Splitter:
     def fragment(self) -> Fragment:
         sql, parameters = number_parameters(self._text.all())
         return Fragment(
-            kind=FragmentKind.HOT,
+            kind=kind_at((self._spread.coordinator,)),
             sql=sql,
             tokens=tokens_of(self._reads),
             candidates=(self._spread.coordinator,),
@@ -294,7 +294,7 @@ def _count(route: DatasetRoute, shards: list[ShardId]) -> int | None:
 def _order(part: _PartSql) -> Part:
     sql, parameters = number_parameters(part.sql)
     return Part(
-        kind=FragmentKind.HOT,
+        kind=kind_at(part.executors),
         sql=sql,
         tokens=tokens_of(part.reads),
         parameters=parameters,

@@ -5,15 +5,23 @@ Placement, admission and the limits of single loads all count with this ledger.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.epoch import Epoch, ShardSummary
-from accel_dask.model.executor import ExecutorPlan
+from accel_dask.model.dataset import ColdPolicy
+from accel_dask.model.epoch import HOLDING_STATES, Epoch, ShardSummary
+from accel_dask.model.executor import ExecutorKind, ExecutorPlan
 from accel_dask.model.ids import ShardId, TenantId, WorkerId
 from accel_dask.model.placement import Placement
 from accel_dask.model.replica import Replica
 from accel_dask.model.tenant import MIB, Quota
+
+COLD_HOSTS: Final = 2
+"""On so many hosts a tenant has a cold executor, if there are."""
+
+_ExecutorMemory = dict[tuple[TenantId, ExecutorKind], int]
 
 
 def mib(size_bytes: int) -> str:
@@ -49,8 +57,14 @@ class Ledger:
     """The live hosts' memory against one tenant's budget and their own, as `add` goes on."""
 
     def __init__(
-        self, view: ClusterView, tenant: TenantId, shards: Iterable[ShardSummary] = ()
+        self,
+        view: ClusterView,
+        tenant: TenantId,
+        shards: Iterable[ShardSummary] = (),
+        *,
+        wants_cold: bool = False,
     ) -> None:
+        """`shards`: of an epoch that is to come; `wants_cold`: it is read cold too."""
         found = view.tenant(tenant)
         self.tenant = tenant
         self.quota = found.quota if found else Quota()
@@ -60,6 +74,25 @@ class Ledger:
         self._memory = {w: found.record.memory_bytes for w, found in view.workers.items()}
         self._files = _files(view)
         self._executors = _executor_memory(view)
+        self.cold_hosts: tuple[WorkerId, ...] = ()
+        """Hosts that run the tenant's cold executors, or shall."""
+        tenants = cold_tenants(view) | ({tenant} if wants_cold else set())
+        for one in sorted(tenants):
+            self._reserve_cold(view, one)
+
+    def _reserve_cold(self, view: ClusterView, tenant: TenantId) -> None:
+        """Choose the hosts of a tenant's cold executors: where one is planned already, then any
+        with room, in an order of the tenant's own."""
+        found = view.tenant(tenant)
+        size = (found.quota if found else Quota()).cold_memory_bytes
+        key = (tenant, ExecutorKind.COLD)
+        planned = [w for w in self.hosts if view.plans_on(w, tenant, ExecutorKind.COLD)]
+        others = [w for w in self.hosts if w not in planned and self.host_free_bytes(w) >= size]
+        chosen = (*_ranked(tenant, planned), *_ranked(tenant, others))[:COLD_HOSTS]
+        for worker in chosen:
+            self._executors.setdefault(worker, {}).setdefault(key, size)
+        if tenant == self.tenant:
+            self.cold_hosts = chosen
 
     def bytes_of(self, shards: Iterable[ShardId]) -> int:
         return sum(self.sizes.get(shard, 0) for shard in shards)
@@ -90,7 +123,7 @@ class Ledger:
                 "(memory_bytes_per_host less executor_memory_bytes)"
             )
         needs = self.bytes_of(wanted - self._files.get(host, set()))
-        if self.tenant not in self._executors.get(host, {}):
+        if (self.tenant, ExecutorKind.HOT) not in self._executors.get(host, {}):
             needs += self.quota.executor_memory_bytes
         if needs > self.host_free_bytes(host):
             return (
@@ -107,7 +140,22 @@ class Ledger:
         self.of_tenant.setdefault(host, set()).update(added)
         self._files.setdefault(host, set()).update(added)
         executors = self._executors.setdefault(host, {})
-        executors.setdefault(self.tenant, self.quota.executor_memory_bytes)
+        executors.setdefault((self.tenant, ExecutorKind.HOT), self.quota.executor_memory_bytes)
+
+
+def cold_tenants(view: ClusterView) -> set[TenantId]:
+    """Tenants with an epoch that may be read cold."""
+    return {
+        epoch.tenant
+        for epoch in view.records(Epoch)
+        if epoch.cold is ColdPolicy.ALLOW
+        and epoch.state in HOLDING_STATES
+        and view.tenant(epoch.tenant) is not None
+    }
+
+
+def _ranked(tenant: TenantId, workers: Iterable[WorkerId]) -> list[WorkerId]:
+    return sorted(workers, key=lambda w: hashlib.sha256(f"{tenant}|{w}".encode()).digest())
 
 
 def _add_placement(held: dict[WorkerId, set[ShardId]], placement: Placement) -> None:
@@ -128,16 +176,19 @@ def _files(view: ClusterView) -> dict[WorkerId, set[ShardId]]:
     return files
 
 
-def _executor_memory(view: ClusterView) -> dict[WorkerId, dict[TenantId, int]]:
+def _executor_memory(view: ClusterView) -> dict[WorkerId, _ExecutorMemory]:
     """Executor memory of each tenant present on each host."""
-    memory: dict[WorkerId, dict[TenantId, int]] = {}
+    memory: dict[WorkerId, _ExecutorMemory] = {}
     for plan in view.records(ExecutorPlan):
-        memory.setdefault(plan.worker, {})[plan.tenant] = plan.quota.executor_memory_bytes
+        is_cold = plan.kind is ExecutorKind.COLD
+        size = plan.quota.cold_memory_bytes if is_cold else plan.quota.executor_memory_bytes
+        memory.setdefault(plan.worker, {})[plan.tenant, plan.kind] = size
     for placement in view.records(Placement):
         tenant = view.tenant(placement.tenant)
         for _, workers in placement.hosts:
             for worker in workers:
                 present = memory.setdefault(worker, {})
                 if tenant is not None:
-                    present[placement.tenant] = tenant.quota.executor_memory_bytes
+                    key = (placement.tenant, ExecutorKind.HOT)
+                    present[key] = tenant.quota.executor_memory_bytes
     return memory

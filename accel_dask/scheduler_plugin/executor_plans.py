@@ -1,4 +1,5 @@
-"""Which executors each host should run: one new generation at a time per tenant and host. Pure.
+"""Which executors each host should run: one new generation at a time per tenant, host and kind.
+Pure.
 
 A generation is never changed. Its number is the revision of the view that it was decided on:
 revisions only grow, so numbers are never used twice, even after all plans were deleted.
@@ -6,7 +7,7 @@ revisions only grow, so numbers are never used twice, even after all plans were 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from accel_dask.model.cluster import ClusterView
@@ -16,6 +17,7 @@ from accel_dask.model.epoch import Epoch, EpochState, epoch_path
 from accel_dask.model.executor import (
     Attachment,
     Executor,
+    ExecutorKind,
     ExecutorPlan,
     ExecutorState,
     executor_path,
@@ -24,21 +26,23 @@ from accel_dask.model.ids import DatasetId, Path, ShardId, TenantId, WorkerId
 from accel_dask.model.placement import Placement, Serving, placement_path, serving_path
 from accel_dask.model.replica import Replica, ReplicaState, replica_path
 from accel_dask.model.tenant import Quota, tenant_path
+from accel_dask.scheduler_plugin.cold_plans import cold_attachments, cold_hosts, is_spare_cold
 from accel_dask.scheduler_plugin.round import (
     Round,
     attachments_of,
     executor_of,
     host_is_same,
-    is_declared,
     is_ready_on,
     is_up,
     replicas_unchanged,
     serving_plans,
     shards_on,
+    target_epochs,
 )
 
 Place = tuple[WorkerId, TenantId]
 
+_TO: Final = {ExecutorKind.HOT: "attach", ExecutorKind.COLD: "read cold"}
 _MAX_SINGLE_FACTS: Final = 32
 """More epochs than this are required unchanged by tenant, not one by one: a transaction takes a
 limited number of comparisons."""
@@ -49,21 +53,26 @@ def executor_commits(round_: Round, busy: frozenset[TenantId]) -> Iterator[Commi
 
     Tenants in `busy` have commits of their own in this round and are left for the next.
     """
-    for worker, tenant in _places(round_.view):
+    cold = cold_hosts(round_.view)
+    for worker, tenant in _places(round_.view, cold):
         if tenant in busy:
             continue
-        if worker in round_.view.workers:
-            commit = _on_live_host(round_, worker, tenant)
-        else:
-            commit = _on_lost_host(round_, worker, tenant)
-        if commit is not None:
-            yield commit
+        for kind in ExecutorKind:
+            if worker in round_.view.workers:
+                wants_cold = worker in cold.get(tenant, ())
+                commit = _on_live_host(round_, worker, tenant, kind, wants_cold=wants_cold)
+            else:
+                commit = _on_lost_host(round_, worker, tenant, kind)
+            if commit is not None:
+                yield commit
+                break  # both take the next number
 
 
-def _places(view: ClusterView) -> list[Place]:
+def _places(view: ClusterView, cold: Mapping[TenantId, tuple[WorkerId, ...]]) -> list[Place]:
     found: set[Place] = {(plan.worker, plan.tenant) for plan in view.records(ExecutorPlan)}
     for placement in view.records(Placement):
         found.update((w, placement.tenant) for _, workers in placement.hosts for w in workers)
+    found.update((worker, tenant) for tenant, workers in cold.items() for worker in workers)
     return sorted(found)
 
 
@@ -75,7 +84,7 @@ def desired_attachments(view: ClusterView, worker: WorkerId, tenant: TenantId) -
     was found damaged.
     """
     desired: set[Attachment] = set()
-    for epoch in _target_epochs(view, tenant):
+    for epoch in target_epochs(view, tenant):
         placement = view.placement(epoch.dataset_id, epoch.number)
         if placement is None:
             continue
@@ -85,17 +94,6 @@ def desired_attachments(view: ClusterView, worker: WorkerId, tenant: TenantId) -
         else:
             desired |= _attached_before(view, worker, epoch, here)
     return desired
-
-
-def _target_epochs(view: ClusterView, tenant: TenantId) -> Iterator[Epoch]:
-    datasets = {e.dataset_id for e in view.records(Epoch) if e.tenant == tenant}
-    for dataset in sorted(datasets):
-        if not is_declared(view, dataset):
-            continue
-        epochs = view.epochs_of(dataset)
-        coming = [epoch for epoch in epochs if epoch.state is EpochState.VALIDATING]
-        ready = [epoch for epoch in epochs if epoch.state is EpochState.READY]
-        yield from (coming or ready)[-1:]
 
 
 def _attached_before(
@@ -117,11 +115,17 @@ def _is_damaged(view: ClusterView, worker: WorkerId, shard_id: ShardId) -> bool:
     return replica is not None and replica.state is not ReplicaState.READY
 
 
-def _on_live_host(round_: Round, worker: WorkerId, tenant: TenantId) -> Commit | None:
+def _on_live_host(
+    round_: Round, worker: WorkerId, tenant: TenantId, kind: ExecutorKind, *, wants_cold: bool
+) -> Commit | None:
     view = round_.view
     found = view.tenant(tenant)
-    plans = view.plans_on(worker, tenant)
-    desired = desired_attachments(view, worker, tenant) if found else set()
+    plans = view.plans_on(worker, tenant, kind)
+    desired: set[Attachment] = set()
+    if found and kind is ExecutorKind.HOT:
+        desired = desired_attachments(view, worker, tenant)
+    elif found and wants_cold:
+        desired = cold_attachments(view, tenant)
     quota = found.quota if found else Quota()
     keeper = _keeper(view, plans, desired, quota)
     changes: list[Put | Delete] = []
@@ -130,7 +134,7 @@ def _on_live_host(round_: Round, worker: WorkerId, tenant: TenantId) -> Commit |
         if newest is not None and _is_coming_up(round_, newest, desired):
             keeper = newest
         else:
-            keeper = _next_plan(view, worker, tenant, desired, quota)
+            keeper = _next_plan(view, worker, tenant, desired, quota, kind)
             changes.append(Put(keeper))
     removed = _removable(view, plans, keeper)
     changes += [Delete(plan.path) for plan in removed]
@@ -141,9 +145,9 @@ def _on_live_host(round_: Round, worker: WorkerId, tenant: TenantId) -> Commit |
         host_is_same(view, worker),
         tenant_path(tenant),
         *(plan.path for plan in plans),
-        *_facts_of(view, worker, tenant, plans, desired),
+        *_facts_of(view, worker, tenant, plans, desired, kind),
     ]
-    return round_.commit(_because(worker, tenant, changes, removed), requires, *changes)
+    return round_.commit(_because(worker, tenant, kind, changes, removed), requires, *changes)
 
 
 def _keeper(
@@ -153,7 +157,8 @@ def _keeper(
     matching = [
         plan
         for plan in plans
-        if set(plan.attachments) == desired and _born_with(plan.quota) == _born_with(quota)
+        if set(plan.attachments) == desired
+        and _born_with(plan.quota, plan.kind) == _born_with(quota, plan.kind)
     ]
     running = [plan for plan in matching if is_up(view, plan)]
     if running:
@@ -161,8 +166,10 @@ def _keeper(
     return matching[-1] if matching else None
 
 
-def _born_with(quota: Quota) -> tuple[int, ...]:
+def _born_with(quota: Quota, kind: ExecutorKind) -> tuple[int, ...]:
     """The limits that an executor gets at its start and that cannot be changed later."""
+    if kind is ExecutorKind.COLD:
+        quota = quota.for_cold()
     return (quota.executor_memory_bytes, quota.threads, quota.concurrency)
 
 
@@ -192,14 +199,19 @@ def _may_attach(view: ClusterView, plan: ExecutorPlan, attachment: Attachment) -
     return (
         epoch is not None
         and epoch.state in (EpochState.VALIDATING, EpochState.READY)
-        and is_ready_on(view, plan.worker, attachment.shard_id)
+        and (plan.kind is ExecutorKind.COLD or is_ready_on(view, plan.worker, attachment.shard_id))
     )
 
 
 def _next_plan(
-    view: ClusterView, worker: WorkerId, tenant: TenantId, desired: set[Attachment], quota: Quota
+    view: ClusterView,
+    worker: WorkerId,
+    tenant: TenantId,
+    desired: set[Attachment],
+    quota: Quota,
+    kind: ExecutorKind,
 ) -> ExecutorPlan:
-    used = [plan.generation for plan in view.plans_on(worker, tenant)]
+    used = [p.generation for one in ExecutorKind for p in view.plans_on(worker, tenant, one)]
     used += [
         executor.generation
         for executor in view.records(Executor)
@@ -213,7 +225,8 @@ def _next_plan(
         generation=max([view.revision, *(number + 1 for number in used)]),
         attachments=attachments,
         quota=quota,
-        because=f"to attach {_datasets(attachments)}",
+        kind=kind,
+        because=f"to {_TO[kind]} {_datasets(attachments)}",
     )
 
 
@@ -227,14 +240,18 @@ def _removable(
         if plan is keeper:
             continue
         others = [other for other in retained if other is not plan and is_up(view, other)]
-        if all(_is_spare(view, plan, attachment, others) for attachment in plan.attachments):
+        if all(_is_spare(view, plan, a, others, keeper) for a in plan.attachments):
             removable.append(plan)
             retained.remove(plan)
     return removable
 
 
 def _is_spare(
-    view: ClusterView, plan: ExecutorPlan, attachment: Attachment, others: Iterable[ExecutorPlan]
+    view: ClusterView,
+    plan: ExecutorPlan,
+    attachment: Attachment,
+    others: Iterable[ExecutorPlan],
+    keeper: ExecutorPlan | None,
 ) -> bool:
     """Whether queries can do without this attachment of `plan`."""
     dataset = DatasetId(plan.tenant, attachment.dataset)
@@ -243,6 +260,8 @@ def _is_spare(
         return True
     if any(attachment in other.attachments for other in others):
         return True
+    if plan.kind is ExecutorKind.COLD:
+        return is_spare_cold(view, plan, attachment, is_replaced=keeper is None)
     placement = view.placement(dataset, attachment.epoch)
     if placement is None:
         return True
@@ -257,6 +276,7 @@ def _facts_of(
     tenant: TenantId,
     plans: tuple[ExecutorPlan, ...],
     desired: set[Attachment],
+    kind: ExecutorKind,
 ) -> Iterator[Requirement | Path]:
     """What the decision rests on: the epochs and pointers of every dataset concerned, the
     executors here, and the replicas to be attached."""
@@ -265,8 +285,8 @@ def _facts_of(
     if len(attached) > _MAX_SINGLE_FACTS:
         # Blind to deletions, but epochs, placements and pointers are the fenced leader's alone,
         # and a dataset that is deleted at this moment is looked at again in the next round.
-        for kind in (Epoch.KIND, Placement.KIND, Dataset.KIND, Serving.KIND):
-            yield UnchangedUnder((kind, tenant), view.revision)
+        for record in (Epoch.KIND, Placement.KIND, Dataset.KIND, Serving.KIND):
+            yield UnchangedUnder((record, tenant), view.revision)
         attached = set()
     for name, number in sorted(attached):
         dataset = DatasetId(tenant, name)
@@ -277,32 +297,37 @@ def _facts_of(
         yield serving_path(DatasetId(tenant, name))
     for plan in plans:
         yield executor_path(worker, tenant, plan.generation)
-    yield from replicas_unchanged(view, ((worker, a.shard_id) for a in sorted(desired)))
+    if kind is ExecutorKind.HOT:
+        yield from replicas_unchanged(view, ((worker, a.shard_id) for a in sorted(desired)))
 
 
 def _because(
     worker: WorkerId,
     tenant: TenantId,
+    kind: ExecutorKind,
     changes: list[Put | Delete],
     removed: list[ExecutorPlan],
 ) -> str:
+    cold = "cold " if kind is ExecutorKind.COLD else ""
     parts = [
-        f"starts generation {change.record.generation} {change.record.because}"
+        f"starts {cold}generation {change.record.generation} {change.record.because}"
         for change in changes
         if isinstance(change, Put) and isinstance(change.record, ExecutorPlan)
     ]
     if removed:
         numbers = ", ".join(str(plan.generation) for plan in removed)
-        parts.append(f"ends generation {numbers}, which no epoch in use needs")
+        parts.append(f"ends {cold}generation {numbers}, which no epoch in use needs")
     return f"tenant {tenant} on {worker} {' and '.join(parts)}"
 
 
-def _on_lost_host(round_: Round, worker: WorkerId, tenant: TenantId) -> Commit | None:
+def _on_lost_host(
+    round_: Round, worker: WorkerId, tenant: TenantId, kind: ExecutorKind
+) -> Commit | None:
     """Plans of a host that is gone stay for its return while anything is placed there, and
     while its executors still answer and nobody else does."""
     view = round_.view
     removed = []
-    for plan in view.plans_on(worker, tenant):
+    for plan in view.plans_on(worker, tenant, kind):
         answers = executor_path(worker, tenant, plan.generation) in view.entries
         if all(
             _is_obsolete(view, plan, attachment, answers=answers) for attachment in plan.attachments
@@ -313,7 +338,7 @@ def _on_lost_host(round_: Round, worker: WorkerId, tenant: TenantId) -> Commit |
     requires: list[Requirement | Path] = [
         host_is_same(view, worker),
         *(plan.path for plan in removed),
-        *_facts_of(view, worker, tenant, tuple(removed), set()),
+        *_facts_of(view, worker, tenant, tuple(removed), set(), kind),
     ]
     return round_.commit(
         f"host {worker} is gone and nothing of tenant {tenant} is placed there any more",
@@ -330,6 +355,8 @@ def _is_obsolete(
     placement = view.placement(dataset, attachment.epoch)
     if epoch is None or placement is None or epoch.state is EpochState.FAILED:
         return True
+    if plan.kind is ExecutorKind.COLD:
+        return is_spare_cold(view, plan, attachment, is_replaced=True)
     if plan.worker in placement.workers_of(attachment.shard_id):
         return False
     return not answers or serving_plans(view, epoch, placement) is not None

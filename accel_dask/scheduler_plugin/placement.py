@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from accel_dask.errors import QuotaExceeded
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset, Spread
+from accel_dask.model.dataset import ColdPolicy, Dataset, Spread
 from accel_dask.model.epoch import EpochState, ShardSummary
 from accel_dask.model.ids import DatasetId, ShardId, TenantId, WorkerId
 from accel_dask.model.placement import Placement
@@ -33,7 +33,7 @@ def place(
     Raises:
         QuotaExceeded: no host is alive, or the tenant's or the hosts' memory does not hold it.
     """
-    ledger = Ledger(view, dataset.tenant, shards)
+    ledger = Ledger(view, dataset.tenant, shards, wants_cold=dataset.cold is ColdPolicy.ALLOW)
     if not ledger.hosts:
         raise QuotaExceeded(
             f"{dataset.dataset_id}: no host is alive, so there is no memory to load it into; "

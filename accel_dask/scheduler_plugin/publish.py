@@ -12,10 +12,10 @@ epoch's record is never forgotten while the dataset is declared, so no number is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from accel_dask.codec import encode
-from accel_dask.errors import AccelError, LoadError, NotAcceleratable
+from accel_dask.errors import AccelError, LoadError, NotAcceleratable, QuotaExceeded
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Delete, Put
 from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path, publish_path
@@ -26,8 +26,7 @@ from accel_dask.model.load_plan import LoadPlan, LoadTask
 from accel_dask.model.placement import Placement, serving_path
 from accel_dask.model.snapshot import Column, SourceSnapshot
 from accel_dask.model.tenant import tenant_path
-from accel_dask.scheduler_plugin.admission import admit
-from accel_dask.scheduler_plugin.placement import place
+from accel_dask.scheduler_plugin.residency import residency, told
 from accel_dask.scheduler_plugin.round import Round, is_declared
 from accel_dask.scheduler_plugin.shard_stats import MAX_EPOCH_BYTES, ROLLUP_BYTES, summary_stats
 
@@ -126,7 +125,7 @@ def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
     view, dataset = round_.view, planned.dataset
     epoch = _new_epoch(round_, planned)
     serving = view.serving_epoch(dataset.dataset_id)
-    if serving is not None and _is_same(serving, epoch):
+    if serving is not None and _is_same(serving, epoch) and not _warms_up(view, serving, dataset):
         return _nothing_new(round_, planned.request, serving)
     if serving is not None and _goes_back(serving, epoch) and not planned.request.snapshot:
         raise LoadError(
@@ -134,11 +133,18 @@ def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
             f"{serving.snapshot_id}, which epoch {serving.number} serves. To go back to it, "
             "publish it by its id"
         )
-    admit(view, dataset, epoch.shards)
-    hosts = place(view, dataset, epoch.shards)
+    found = residency(view, dataset, epoch.shards)
     placement = Placement(
-        tenant=epoch.tenant, dataset=epoch.dataset, epoch=epoch.number, hosts=hosts
+        tenant=epoch.tenant,
+        dataset=epoch.dataset,
+        epoch=epoch.number,
+        hosts=found.hosts,
+        cold_because=found.cold_because,
     )
+    if placement.cold_shards:
+        line = epoch.story[-1]
+        line = replace(line, because=f"{line.because}; {told(placement)}")
+        epoch = replace(epoch, story=(*epoch.story[:-1], line))
     _check_size(epoch, placement)
     return round_.commit(
         f"{epoch} opens: {epoch.reason}",
@@ -206,6 +212,8 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
         columns=planned.plan.columns,
         shards=_summaries(tasks),
         rollups=tasks[0].rollups,
+        cold=planned.dataset.cold,
+        hot_shards=planned.dataset.hot_shards,
         plan_digest=planned.plan_digest,
         publish_nonce=request.nonce,
         story=(StoryLine(at_ns=round_.now_ns, state=EpochState.LOADING, because=because),),
@@ -242,8 +250,21 @@ def _is_same(serving: Epoch, epoch: Epoch) -> bool:
         serving.snapshot_id == epoch.snapshot_id
         and serving.columns == epoch.columns
         and serving.replicas == epoch.replicas
+        and (serving.cold, serving.hot_shards) == (epoch.cold, epoch.hot_shards)
         and [s.shard_id for s in serving.shards] == [s.shard_id for s in epoch.shards]
     )
+
+
+def _warms_up(view: ClusterView, serving: Epoch, dataset: Dataset) -> bool:
+    """Whether memory holds more of the served snapshot by now than it did."""
+    placement = view.placement(serving.dataset_id, serving.number)
+    if placement is None or not placement.cold_shards:
+        return False
+    hot = len(placement.hosts) - len(placement.cold_shards)
+    try:
+        return residency(view, dataset, serving.shards).hot_count > hot
+    except QuotaExceeded:
+        return False
 
 
 def _goes_back(serving: Epoch, epoch: Epoch) -> bool:

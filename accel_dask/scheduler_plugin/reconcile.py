@@ -15,19 +15,22 @@ from accel_dask.config import MasterSettings
 from accel_dask.errors import CommitConflict, QuotaExceeded
 from accel_dask.model.cluster import ClusterView, Versioned
 from accel_dask.model.commit import Commit, Delete, Put, Requirement, apply_commit
-from accel_dask.model.dataset import PublishRequest, dataset_path, publish_path
+from accel_dask.model.dataset import ColdPolicy, PublishRequest, dataset_path, publish_path
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState, advance
 from accel_dask.model.executor import ExecutorPlan, ExecutorState, executor_path
-from accel_dask.model.ids import DatasetId, Path, TenantId, WorkerId
+from accel_dask.model.ids import DatasetId, Path, ShardId, TenantId, WorkerId
 from accel_dask.model.member import FencingToken, Gateway
 from accel_dask.model.placement import Placement, Serving, placement_path, serving_path
 from accel_dask.model.replica import Replica
 from accel_dask.model.tenant import tenant_path
 from accel_dask.scheduler_plugin.executor_plans import executor_commits
-from accel_dask.scheduler_plugin.placement import Hosts, place
+from accel_dask.scheduler_plugin.placement import Hosts
+from accel_dask.scheduler_plugin.residency import left_cold, place_again, told
 from accel_dask.scheduler_plugin.round import (
     Round,
     attachments_of,
+    cold_plans_of,
+    cold_serving_plans,
     executor_of,
     host_is_same,
     is_declared,
@@ -83,7 +86,7 @@ class _Planned:
         dataset = self.view.dataset(epoch.dataset_id)
         if dataset is None:
             return placement.hosts
-        return place(self.view, replace(dataset, replicas=epoch.replicas), epoch.shards, placement)
+        return place_again(self.view, dataset, epoch, placement)
 
 
 def _datasets(view: ClusterView) -> list[DatasetId]:
@@ -128,6 +131,11 @@ def _load(
 ) -> Iterator[Commit]:
     view, record = round_.view, placement.record
     failed = replica_failure(view, placement, round_.settings.load_attempts)
+    if failed is not None and _may_stay_cold(epoch, failed):
+        because = f"shard {failed.shard_id}: {failed.reason}"
+        moved = left_cold(record, (failed.shard_id,), because)
+        yield _leave_cold(round_, epoch, record, moved, because, failed.path)
+        return
     if failed is not None:
         yield fail_epoch(round_, epoch, _told(failed), (failed.path, record.path))
         return
@@ -135,8 +143,13 @@ def _load(
         try:
             hosts = planned.place_again(epoch, record)
         except QuotaExceeded as error:
-            if view.workers and _has_homeless(view, record):
+            homeless = _homeless(view, record)
+            if view.workers and homeless:
                 because = f"host {', '.join(lost_hosts(view, record))} was lost and {error}"
+                if epoch.cold is ColdPolicy.ALLOW:
+                    moved = left_cold(record, homeless, because)
+                    yield _leave_cold(round_, epoch, record, moved, because)
+                    return
                 yield fail_epoch(round_, epoch, because, _hosts_same(round_, record))
                 return
             hosts = record.hosts
@@ -151,6 +164,9 @@ def _load(
             )
             return
         because = f"all {len(epoch.shards)} shards are on their hosts"
+        if record.cold_shards:
+            held = len(epoch.shards) - len(record.cold_shards)
+            because = f"{held} shards are on their hosts, {told(record)}"
         yield round_.commit(
             because_of(epoch, because),
             (epoch.path, record.path, *replicas_unchanged(view, live_pairs(view, record))),
@@ -163,17 +179,33 @@ def _differing_replicas(view: ClusterView, placement: Placement) -> str:
     for shard_id, workers in placement.hosts:
         found = {r.row_checksum: r for r in view.ready_replicas(shard_id) if r.worker in workers}
         if len(found) > 1:
-            told = ", ".join(f"{r.rows:,} on {r.worker}" for r in found.values())
+            rows = ", ".join(f"{r.rows:,} on {r.worker}" for r in found.values())
             return (
-                f"hosts loaded different rows of shard {shard_id} ({told}): the dataset's row "
+                f"hosts loaded different rows of shard {shard_id} ({rows}): the dataset's row "
                 "filter must give the same rows each time, without random() or the time"
             )
     return ""
 
 
-def _has_homeless(view: ClusterView, placement: Placement) -> bool:
-    """Whether some shard's hosts are all gone."""
-    return any(not set(workers) & view.workers.keys() for _, workers in placement.hosts)
+def _homeless(view: ClusterView, placement: Placement) -> tuple[ShardId, ...]:
+    """Shards whose hosts are all gone."""
+    live = view.workers.keys()
+    return tuple(s for s, workers in placement.hosts if workers and not set(workers) & live)
+
+
+def _may_stay_cold(epoch: Epoch, failed: Replica) -> bool:
+    """Whether a shard that memory did not hold, against expectation, is read cold instead."""
+    return epoch.cold is ColdPolicy.ALLOW and failed.error_code == QuotaExceeded.code
+
+
+def _leave_cold(
+    round_: Round, epoch: Epoch, placement: Placement, moved: Placement, because: str, *read: Path
+) -> Commit:
+    return round_.commit(
+        because_of(epoch, f"goes on with {told(moved)}; {because}"),
+        (epoch.path, placement.path, *read, *_hosts_same(round_, placement)),
+        Put(moved),
+    )
 
 
 def _told(replica: Replica) -> str:
@@ -203,8 +235,9 @@ def _validate(
         yield fail_epoch(round_, epoch, because, (record.path, plan.path, executor))
         return
     plans = serving_plans(view, epoch, record)
-    if plans is not None:
-        yield _serve(round_, epoch, record, plans)
+    cold = cold_serving_plans(view, epoch, record)
+    if plans is not None and cold is not None:
+        yield _serve(round_, epoch, record, (*plans, *cold))
     elif abs(round_.now_ns - epoch.since_ns) > round_.settings.validate_seconds * 1e9:
         waited = f"its executors were not READY within {round_.settings.validate_seconds:g} s"
         yield fail_epoch(round_, epoch, f"{waited}: {_not_up(view, epoch, record)}", (record.path,))
@@ -250,19 +283,38 @@ def _executor_failure(
             if executor is not None and executor.state is ExecutorState.FAILED:
                 return plan, executor.reason
             break
+    if cold_serving_plans(view, epoch, placement) is None:
+        return _cold_failure(view, epoch, placement)
     return None
 
 
+def _cold_failure(
+    view: ClusterView, epoch: Epoch, placement: Placement
+) -> tuple[ExecutorPlan, str] | None:
+    """The last cold executor that is to read the epoch, if all of them came up FAILED."""
+    needed = attachments_of(epoch, placement.cold_shards)
+    failure = None
+    for plan in cold_plans_of(view, epoch.tenant):
+        if needed <= frozenset(plan.attachments):
+            executor = executor_of(view, plan)
+            if executor is None or executor.state is not ExecutorState.FAILED:
+                return None
+            failure = plan, executor.reason
+    return failure
+
+
 def _not_up(view: ClusterView, epoch: Epoch, placement: Placement) -> str:
-    told = []
+    found = []
     for worker in sorted({worker for worker, _ in live_pairs(view, placement)}):
         needed = attachments_of(epoch, shards_on(placement, worker))
         plans = [p for p in view.plans_on(worker, epoch.tenant) if needed <= set(p.attachments)]
         if not plans:
-            told.append(f"no generation with it was started on {worker}")
+            found.append(f"no generation with it was started on {worker}")
         elif serving_plans(view, epoch, replace(placement, hosts=_only(placement, worker))) is None:
-            told.append(f"generation {plans[-1].generation} on {worker} is not up")
-    return "; ".join(told) or "no host of it is alive"
+            found.append(f"generation {plans[-1].generation} on {worker} is not up")
+    if cold_serving_plans(view, epoch, placement) is None:
+        found.append("no cold executor reads its cold shards")
+    return "; ".join(found) or "no host of it is alive"
 
 
 def _only(placement: Placement, worker: WorkerId) -> Hosts:
@@ -280,6 +332,8 @@ def _serve(
     if before is not None and before.epoch > epoch.number:
         return fail_epoch(round_, epoch, f"epoch {before.epoch} is served already", (pointer,))
     because = f"{len(plans)} executor(s) have all of its {len(epoch.shards)} shards"
+    if placement.cold_shards:
+        because += f"; {told(placement)}"
     serving = Serving(
         tenant=epoch.tenant, dataset=epoch.dataset, epoch=epoch.number, since_ns=round_.now_ns
     )
@@ -329,7 +383,7 @@ def _keep_replicated(
     is, for the hosts' return."""
     wanted = min(epoch.replicas, len(round_.view.workers))
     live = round_.view.workers.keys()
-    if all(len(set(workers) & live) >= wanted for _, workers in placement.hosts):
+    if all(len(set(workers) & live) >= wanted for _, workers in placement.hosts if workers):
         return
     try:
         hosts = planned.place_again(epoch, placement)

@@ -17,15 +17,16 @@ from accel_dask.model.commit import (
     fence_by,
     unchanged,
 )
-from accel_dask.model.epoch import Epoch
+from accel_dask.model.epoch import Epoch, EpochState
 from accel_dask.model.executor import (
     Attachment,
     Executor,
+    ExecutorKind,
     ExecutorPlan,
     ExecutorState,
     executor_path,
 )
-from accel_dask.model.ids import DatasetId, Path, Revision, ShardId, WorkerId
+from accel_dask.model.ids import DatasetId, Path, Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.member import FencingToken, worker_path
 from accel_dask.model.placement import Placement
 from accel_dask.model.replica import Replica, ReplicaState, replica_path
@@ -100,9 +101,9 @@ def missing_pairs(view: ClusterView, placement: Placement) -> tuple[tuple[Worker
 
 
 def uncovered_shards(view: ClusterView, placement: Placement) -> tuple[ShardId, ...]:
-    """Shards that no live host of the placement has READY."""
+    """Shards to be in memory that no live host of the placement has READY."""
     covered = {s for w, s in live_pairs(view, placement) if is_ready_on(view, w, s)}
-    return tuple(shard_id for shard_id, _ in placement.hosts if shard_id not in covered)
+    return tuple(s for s, workers in placement.hosts if workers and s not in covered)
 
 
 def lost_hosts(view: ClusterView, placement: Placement) -> tuple[WorkerId, ...]:
@@ -117,6 +118,19 @@ def shards_on(placement: Placement, worker: WorkerId) -> frozenset[ShardId]:
 
 def attachments_of(epoch: Epoch, shards: Iterable[ShardId]) -> frozenset[Attachment]:
     return frozenset(Attachment(epoch.dataset, epoch.number, shard_id) for shard_id in shards)
+
+
+def target_epochs(view: ClusterView, tenant: TenantId) -> Iterator[Epoch]:
+    """What the tenant's executors are to have: of each dataset the epoch in validation, else the
+    one served."""
+    datasets = {e.dataset_id for e in view.records(Epoch) if e.tenant == tenant}
+    for dataset in sorted(datasets):
+        if not is_declared(view, dataset):
+            continue
+        epochs = view.epochs_of(dataset)
+        coming = [epoch for epoch in epochs if epoch.state is EpochState.VALIDATING]
+        ready = [epoch for epoch in epochs if epoch.state is EpochState.READY]
+        yield from (coming or ready)[-1:]
 
 
 def executor_of(view: ClusterView, plan: ExecutorPlan) -> Executor | None:
@@ -149,7 +163,7 @@ def serving_plans(
     view: ClusterView, epoch: Epoch, placement: Placement
 ) -> tuple[ExecutorPlan, ...] | None:
     """One READY generation on every live host of the placement; None if one has none, or if
-    some shard is on no live host."""
+    some shard that is not cold is on no live host."""
     plans = []
     workers = sorted({worker for worker, _ in live_pairs(view, placement)})
     for worker in workers:
@@ -158,7 +172,33 @@ def serving_plans(
             return None
         plans.append(plan)
     covered = {shard_id for worker in workers for shard_id in shards_on(placement, worker)}
-    return tuple(plans) if len(covered) == len(placement.hosts) else None
+    wanted = {shard_id for shard_id, named in placement.hosts if named}
+    return tuple(plans) if wanted <= covered else None
+
+
+def cold_plans_of(view: ClusterView, tenant: TenantId) -> tuple[ExecutorPlan, ...]:
+    """Plans of the tenant's cold executors on live hosts, oldest generation first."""
+    return tuple(
+        plan
+        for worker in sorted(view.workers)
+        for plan in view.plans_on(worker, tenant, ExecutorKind.COLD)
+    )
+
+
+def cold_serving_plans(
+    view: ClusterView, epoch: Epoch, placement: Placement
+) -> tuple[ExecutorPlan, ...] | None:
+    """READY cold executors that read all cold shards of `epoch`; None if there is none and it
+    has such shards."""
+    if not placement.cold_shards:
+        return ()
+    needed = attachments_of(epoch, placement.cold_shards)
+    found = [
+        plan
+        for plan in cold_plans_of(view, epoch.tenant)
+        if needed <= frozenset(plan.attachments) and is_up(view, plan)
+    ]
+    return tuple(found) or None
 
 
 def replica_failure(

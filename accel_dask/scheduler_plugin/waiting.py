@@ -10,8 +10,11 @@ from accel_dask.model.epoch import Epoch, EpochState
 from accel_dask.model.executor import ExecutorState
 from accel_dask.model.member import Gateway
 from accel_dask.model.placement import Placement
+from accel_dask.scheduler_plugin.budget import Ledger, mib
 from accel_dask.scheduler_plugin.round import (
     attachments_of,
+    cold_plans_of,
+    cold_serving_plans,
     executor_of,
     is_declared,
     live_pairs,
@@ -74,7 +77,19 @@ def _for_executors(view: ClusterView, epoch: Epoch, placement: Placement) -> str
             told.append(f"{worker}: generation {plans[-1].generation} is starting")
         elif executor.state is not ExecutorState.READY:
             told.append(f"{worker}: generation {plans[-1].generation} {executor.state}")
+    if cold_serving_plans(view, epoch, placement) is None:
+        told.append(_for_cold(view, epoch, placement))
     return "; ".join(told)
+
+
+def _for_cold(view: ClusterView, epoch: Epoch, placement: Placement) -> str:
+    if cold_plans_of(view, epoch.tenant):
+        return f"a cold executor for its {len(placement.cold_shards)} cold shards is starting"
+    quota = Ledger(view, epoch.tenant).quota
+    return (
+        "no host has room for the cold executor that its cold shards need "
+        f"(cold_memory_bytes, {mib(quota.cold_memory_bytes)})"
+    )
 
 
 def _for_gateways(view: ClusterView, epoch: Epoch) -> str:

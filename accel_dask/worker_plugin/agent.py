@@ -26,11 +26,12 @@ from accel_dask.errors import (
     StoreUnavailable,
 )
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.executor import Executor, ExecutorPlan
+from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
 from accel_dask.model.ids import Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.member import Worker
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
+from accel_dask.worker_plugin.cold_sources import ColdSources
 from accel_dask.worker_plugin.confined import ConfinedExecutors
 from accel_dask.worker_plugin.desired import (
     DrainExecutor,
@@ -112,6 +113,7 @@ class HostAgent:
         self._confined = ConfinedExecutors(
             executors, enforcer, self.worker, lambda: self._mirror.view, self._files
         )
+        self._sources = ColdSources(store)
         self._keepers: dict[tuple[TenantId, int], ExecutorKeeper] = {}
         self._keepers_lock = threading.Lock()
         self._checkers = ThreadPoolExecutor(_CHECKERS, thread_name_prefix="shard-check")
@@ -208,6 +210,7 @@ class HostAgent:
         meta = self._mirror.view.meta
         if meta is None:
             raise InvariantViolated("the cluster has no meta record, so no key for tickets")
+        is_cold = plan.kind is ExecutorKind.COLD
         spec = ExecutorSpec(
             tenant=plan.tenant,
             worker=self.worker,
@@ -215,7 +218,8 @@ class HostAgent:
             incarnation=new_incarnation(),
             attachments=plan.attachments,
             shard_dir=str(self._shard_dir.path),
-            quota=plan.quota,
+            cold=self._sources.shards(self._mirror.view, plan) if is_cold else None,
+            quota=plan.quota.for_cold() if is_cold else plan.quota,
             ticket_key=meta.ticket_key,
             host=self._settings.host,
             grace_seconds=self._settings.executor_grace_seconds,
@@ -231,6 +235,8 @@ class HostAgent:
             keeper.poke()
 
     def start_failed(self, plan: ExecutorPlan) -> None:
+        if plan.kind is ExecutorKind.COLD:
+            return
         for attachment in plan.attachments:
             self._files.recheck(attachment.shard_id)
         self._wake.set()

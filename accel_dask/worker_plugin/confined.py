@@ -16,6 +16,7 @@ from accel_dask.model.ids import ShardId, TenantId, WorkerId
 from accel_dask.model.load_plan import LoadOrder
 from accel_dask.model.tenant import MIB, Quota, Tenant
 from accel_dask.worker_plugin.enforcement.budgets import (
+    cold_limit_bytes,
     engine_quota,
     executor_limit_bytes,
     loader_limit_bytes,
@@ -58,7 +59,8 @@ class ConfinedExecutors:
         limit = self._limit_bytes(self._view(), spec)
         name = f"{spec.generation}-{spec.incarnation[:8]}"
         try:
-            confinement = self._enforcer.confine(spec.tenant, Role.HOT, name, limit)
+            role = Role.HOT if spec.cold is None else Role.COLD
+            confinement = self._enforcer.confine(spec.tenant, role, name, limit)
         except OSError as error:
             raise ExecutorUnavailable(
                 f"executor of tenant {spec.tenant}, generation {spec.generation}: the kernel "
@@ -105,6 +107,8 @@ class ConfinedExecutors:
     def _limit_bytes(self, view: ClusterView, spec: ExecutorSpec) -> int:
         tenant = view.tenant(spec.tenant)
         quota = tenant.quota if tenant else Quota()
+        if spec.cold is not None:
+            return cold_limit_bytes(quota)
         return executor_limit_bytes(quota, self._shard_bytes(view, spec))
 
     def _shard_bytes(self, view: ClusterView, spec: ExecutorSpec) -> int:

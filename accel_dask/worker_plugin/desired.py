@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from accel_dask.errors import LoaderCrashed, LoadError, ShardDamaged
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.executor import Attachment, ExecutorPlan
+from accel_dask.model.executor import Attachment, ExecutorKind, ExecutorPlan
 from accel_dask.model.ids import Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.replica import Replica, ReplicaState
 
@@ -31,6 +31,7 @@ class LocalExecutor:
     tenant: TenantId
     generation: int
     attachments: frozenset[Attachment]
+    kind: ExecutorKind = ExecutorKind.HOT
     is_draining: bool = False
 
 
@@ -50,7 +51,7 @@ class LocalFacts:
 
 @dataclass(frozen=True, slots=True)
 class StartExecutor:
-    """All shard files of the plan are here, and nothing runs for it."""
+    """All shard files of the plan are here, or it needs none, and nothing runs for it."""
 
     plan: ExecutorPlan
 
@@ -143,7 +144,8 @@ def _start(view: ClusterView, worker: WorkerId, facts: LocalFacts) -> Iterator[I
     verified = {shard for shard, state in facts.files if state is ShardFileState.VERIFIED}
     known = {(e.tenant, e.generation) for e in facts.executors}
     for plan in _plans(view, worker):
-        has_files = all(a.shard_id in verified for a in plan.attachments)
+        is_cold = plan.kind is ExecutorKind.COLD
+        has_files = is_cold or all(a.shard_id in verified for a in plan.attachments)
         if has_files and (plan.tenant, plan.generation) not in known:
             yield StartExecutor(plan)
 
@@ -210,8 +212,7 @@ def _removals(view: ClusterView, worker: WorkerId, facts: LocalFacts) -> Iterato
 def _wanted(view: ClusterView, worker: WorkerId, facts: LocalFacts) -> frozenset[ShardId]:
     """Shards whose files must stay: placed here, planned or attached here, or being loaded."""
     wanted = set(view.wanted_shards.get(worker, frozenset())) | facts.loads
-    for plan in _plans(view, worker):
-        wanted.update(attachment.shard_id for attachment in plan.attachments)
-    for executor in facts.executors:
-        wanted.update(attachment.shard_id for attachment in executor.attachments)
+    hot = [p.attachments for p in _plans(view, worker) if p.kind is ExecutorKind.HOT]
+    hot += [tuple(e.attachments) for e in facts.executors if e.kind is ExecutorKind.HOT]
+    wanted.update(attachment.shard_id for attachments in hot for attachment in attachments)
     return frozenset(wanted)

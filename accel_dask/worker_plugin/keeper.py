@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from accel_dask.errors import AccelError, ExecutorUnavailable, StoreError
 from accel_dask.model.commit import Commit, Incarnation, Put
-from accel_dask.model.executor import Executor, ExecutorPlan, ExecutorState
+from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import Revision, TenantId
 from accel_dask.model.member import worker_path
 from accel_dask.store.base import Lease, StateStore
@@ -116,6 +116,7 @@ class ExecutorKeeper:
             tenant=self.plan.tenant,
             generation=self.plan.generation,
             attachments=frozenset(self.plan.attachments),
+            kind=self.plan.kind,
             is_draining=self._draining.is_set(),
         )
 
@@ -125,6 +126,7 @@ class ExecutorKeeper:
         return {
             "tenant": self.plan.tenant,
             "generation": self.plan.generation,
+            "kind": self.plan.kind.value,
             "pid": running.pid if running else 0,
             "address": running.address if running else "",
             "is_draining": self._draining.is_set(),
@@ -132,8 +134,9 @@ class ExecutorKeeper:
         }
 
     def __str__(self) -> str:
+        cold = "cold " if self.plan.kind is ExecutorKind.COLD else ""
         return (
-            f"executor of tenant {self.plan.tenant}, generation {self.plan.generation}, "
+            f"{cold}executor of tenant {self.plan.tenant}, generation {self.plan.generation}, "
             f"on worker {self.plan.worker}"
         )
 

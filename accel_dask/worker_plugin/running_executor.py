@@ -38,7 +38,8 @@ class RunningExecutor:
     def __init__(self, spec: ExecutorSpec, control: socket.socket, asked_at: float) -> None:
         self.spec = spec
         self.incarnation = spec.incarnation
-        self.label = f"executor of tenant {spec.tenant}, generation {spec.generation}"
+        cold = "" if spec.cold is None else "cold "
+        self.label = f"{cold}executor of tenant {spec.tenant}, generation {spec.generation}"
         self.pid = 0
         self.address = ""
         """`grpc://host:port`."""

@@ -29,6 +29,7 @@ from accel_dask.model.snapshot import Column
 from accel_dask.worker_plugin.rollup_build import build_rollup, check_rollup
 from accel_dask.worker_plugin.source_files import (
     collect_deletes,
+    filtered,
     quote,
     read_footers,
     select_rows,
@@ -142,7 +143,7 @@ def _build(order: LoadOrder, attempt: _Attempt, file: Path, spill: Path) -> Load
         footers = read_footers(connection, task.files)
         gone = collect_deletes(connection, task.files)
         connection.execute(f"CREATE TABLE main.data ({_column_list(task.columns)})")
-        rows = _filtered(task, select_rows(task, footers))
+        rows = filtered(task, select_rows(task, footers))
         for slice_of_rows in _slices(connection, task, rows, attempt.slices):
             connection.execute(f"INSERT INTO main.data {slice_of_rows}{_order_by(task)}")
         connection.execute("DROP TABLE IF EXISTS temp.gone_rows")
@@ -185,11 +186,6 @@ def _column_list(columns: tuple[Column, ...]) -> str:
     return ", ".join(
         f"{quote(c.name)} {c.type}{' NOT NULL' if is_not_null(c) else ''}" for c in columns
     )
-
-
-def _filtered(task: LoadTask, rows: str) -> str:
-    where = f" WHERE ({task.row_filter})" if task.row_filter is not None else ""
-    return f"SELECT * FROM ({rows}){where}"
 
 
 def _order_by(task: LoadTask) -> str:

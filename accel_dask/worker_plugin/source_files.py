@@ -28,7 +28,7 @@ _UNSIGNED = ("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT")
 _INSTANTS = ("TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
 _DECIMAL = re.compile(r"DECIMAL\((\d+),\s*(\d+)\)")
 
-GONE_ROWS = "temp.gone_rows"
+GONE_ROWS = "temp.main.gone_rows"
 """Rows of data files that position deletes removed: (file, position), each once."""
 
 
@@ -78,8 +78,12 @@ def literal(text: str) -> str:
 
 def file_list(paths: Iterable[str]) -> str:
     """Paths as a SQL list for `read_parquet`, which would take `*`, `?` and `[` for patterns."""
-    escaped = (re.sub(r"([*?\[])", r"[\1]", path) for path in paths)
-    return "[" + ", ".join(literal(path) for path in escaped) + "]"
+    return "[" + ", ".join(literal(as_pattern(path)) for path in paths) + "]"
+
+
+def as_pattern(path: str) -> str:
+    """The pattern that only `path` matches."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
 
 
 def read_footers(
@@ -93,10 +97,7 @@ def read_footers(
     """
     if not files:
         return {}
-    for file in files:
-        _check_stat(file.path, file.size_bytes, file.version)
-        for delete in file.deletes:
-            _check_stat(delete.path, delete.size_bytes)
+    check_files(files)
     paths = file_list(local_path(file.path) for file in files)
     try:
         rows: dict[str, int] = dict(
@@ -120,6 +121,18 @@ def read_footers(
                 f"the snapshot says {file.record_count}"
             )
     return footers
+
+
+def check_files(files: Iterable[DataFile]) -> None:
+    """Check that each file, as far as its source tells them apart, is still the planned one.
+
+    Raises:
+        SnapshotGone: one is missing or is another one by now.
+    """
+    for file in files:
+        _check_stat(file.path, file.size_bytes, file.version)
+        for delete in file.deletes:
+            _check_stat(delete.path, delete.size_bytes)
 
 
 def _check_stat(location: str, size_bytes: int, version: str = "") -> None:
@@ -156,10 +169,10 @@ def _top_level(nodes: Iterable[tuple[Any, ...]]) -> Mapping[str, list[FileColumn
     return columns
 
 
-def select_rows(task: LoadTask, footers: Mapping[str, Footer]) -> str:
+def select_rows(task: LoadTask, footers: Mapping[str, Footer], gone_rows: str = GONE_ROWS) -> str:
     """A SELECT of all rows of the shard, columns as ordered, deleted rows left out.
 
-    With position deletes, `GONE_ROWS` must have been made before.
+    With position deletes, the table `gone_rows` must have been made before.
 
     Raises:
         NotAcceleratable, SchemaUnsupported: a file that would not be read right.
@@ -170,7 +183,7 @@ def select_rows(task: LoadTask, footers: Mapping[str, Footer]) -> str:
         readings = _readings(task.columns, file, footers[path])
         groups.setdefault(readings, {}).setdefault(bool(file.deletes), []).append(path)
     selects = [
-        _select_group(task.columns, readings, paths, has_deletes=has_deletes)
+        _select_group(task.columns, readings, paths, gone_rows if has_deletes else "")
         for readings, by_deletes in groups.items()
         for has_deletes, paths in by_deletes.items()
     ]
@@ -271,8 +284,7 @@ def _select_group(
     columns: Sequence[Column],
     readings: Sequence[Reading],
     paths: Sequence[str],
-    *,
-    has_deletes: bool,
+    gone_rows: str,
 ) -> str:
     """One scan over files that are read alike. Columns get neutral names inside it, so that
     no column's name can meet the engine's own `filename` and `file_row_number`."""
@@ -291,10 +303,10 @@ def _select_group(
         expressions.append(f"{inner} AS {quote(column.name)}")
     schema = f"schema=MAP {{{', '.join(fields)}}}" if fields else "hive_partitioning=false"
     select = f"SELECT {', '.join(expressions)} FROM read_parquet({file_list(paths)}, {schema}"
-    if not has_deletes:
+    if not gone_rows:
         return select + ")"
     return (
-        f"{select}, filename='accel_file', file_row_number=true) AS d ANTI JOIN {GONE_ROWS} AS g "
+        f"{select}, filename='accel_file', file_row_number=true) AS d ANTI JOIN {gone_rows} AS g "
         "ON d.accel_file = g.file AND d.file_row_number = g.position"
     )
 
@@ -304,8 +316,16 @@ def _select_nothing(columns: Sequence[Column]) -> str:
     return f"SELECT {nulls} WHERE false"
 
 
-def collect_deletes(connection: duckdb.DuckDBPyConnection, files: Sequence[DataFile]) -> int:
-    """Make `GONE_ROWS` from the files' position deletes; the number of rows in it.
+def filtered(task: LoadTask, rows: str) -> str:
+    """A SELECT of those of `rows` that the shard holds."""
+    where = f" WHERE ({task.row_filter})" if task.row_filter is not None else ""
+    return f"SELECT * FROM ({rows}){where}"
+
+
+def collect_deletes(
+    connection: duckdb.DuckDBPyConnection, files: Sequence[DataFile], gone_rows: str = GONE_ROWS
+) -> int:
+    """Make `gone_rows` from the files' position deletes; the number of rows in it.
 
     A delete counts for a data file only where the snapshot attached it: a delete file may name
     files of other shards, and older ones never reach newer files.
@@ -323,9 +343,11 @@ def collect_deletes(connection: duckdb.DuckDBPyConnection, files: Sequence[DataF
         "schema=MAP {'file_path': {name: 'c0', type: 'VARCHAR', default_value: NULL}, "
         "'pos': {name: 'c1', type: 'BIGINT', default_value: NULL}}"
     )
+    kind = "TEMP TABLE" if gone_rows == GONE_ROWS else "TABLE"
     try:
         connection.execute(
-            f"CREATE TEMP TABLE gone_rows AS SELECT DISTINCT p.file AS file, d.c1 AS position "
+            f"CREATE OR REPLACE {kind} {gone_rows} AS "
+            "SELECT DISTINCT p.file AS file, d.c1 AS position "
             f"FROM read_parquet({file_list(paths)}, {schema}, filename='accel_file') AS d "
             f"JOIN (VALUES {', '.join(pairs)}) AS p(delete_file, file, rows) "
             "ON d.accel_file = p.delete_file "
@@ -334,6 +356,6 @@ def collect_deletes(connection: duckdb.DuckDBPyConnection, files: Sequence[DataF
         )
     except (duckdb.InvalidInputException, duckdb.IOException) as error:
         raise ValidationFailed(f"a position-delete file cannot be read: {error}") from error
-    counted = connection.execute(f"SELECT count(*) FROM {GONE_ROWS}").fetchone()
+    counted = connection.execute(f"SELECT count(*) FROM {gone_rows}").fetchone()
     assert counted is not None
     return int(counted[0])

@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cold_reading import assert_cold_reads_like_hot
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.expressions import EqualTo, GreaterThanOrEqual
 from pyiceberg.manifest import (
@@ -126,6 +127,7 @@ class Lake:
             assert task.rows in {None, manifest.rows}
             file = self.path / "shards" / f"{task.shard_id}.duckdb"
             engine.execute(f"ATTACH '{file}' AS s{number} (READ_ONLY)")
+        assert_cold_reads_like_hot(tasks, self.path / "shards")
         union = " UNION ALL ".join(f"FROM s{n}.main.data" for n in range(len(tasks)))
         return engine.sql(union).to_arrow_table()
 

@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cold_reading import assert_cold_reads_like_hot
 
 from accel_dask.connectors.registry import open_source
 from accel_dask.errors import (
@@ -62,6 +63,7 @@ def load(declared: Dataset, tmp_path: Path) -> list[tuple[Any, ...]]:
         with duckdb.connect(tmp_path / "shards" / f"{task.shard_id}.duckdb", read_only=True) as e:
             e.execute("SET TimeZone = 'UTC'")
             rows += rows_of(e.sql("FROM data").to_arrow_table())
+        assert_cold_reads_like_hot([task], tmp_path / "shards")
     return rows
 
 

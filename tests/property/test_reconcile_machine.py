@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from random import Random
 
 import pytest
@@ -14,9 +15,9 @@ from accel_dask.config import MasterSettings
 from accel_dask.errors import CommitConflict
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Put, apply_commit
-from accel_dask.model.dataset import Spread
+from accel_dask.model.dataset import ColdPolicy, Spread
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
-from accel_dask.model.executor import ExecutorPlan, ExecutorState
+from accel_dask.model.executor import ExecutorKind, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import TenantId, WorkerId
 from accel_dask.model.member import FencingToken, Gateway
 from accel_dask.model.placement import Placement, Serving
@@ -32,6 +33,8 @@ DATASETS = (
     make_dataset(name="one"),
     make_dataset(name="two", replicas=2),
     make_dataset(name="wide", spread=Spread.SPREAD, replicas=2),
+    make_dataset(name="cool", cold=ColdPolicy.ALLOW),
+    make_dataset(name="cold", spread=Spread.SPREAD, cold=ColdPolicy.ALLOW, hot_shards=1),
 )
 SHARDS = [f"s{n}" for n in range(6)]
 
@@ -48,41 +51,42 @@ def check_flip(before: ClusterView, commit: Commit) -> None:
         assert epoch is not None
         assert epoch.state is EpochState.VALIDATING
         assert missing_pairs(before, placement) == ()
+        hot = {shard.shard_id for shard in epoch.shards} - placement.cold_shards
         for shard in epoch.shards:
+            if shard.shard_id in placement.cold_shards:
+                continue
             assert before.ready_replicas(shard.shard_id), f"{shard.shard_id} is nowhere"
         old = before.serving(serving.dataset_id)
         assert old is None or old.epoch < serving.epoch
         routing = build_routing(apply_commit(before, commit))
         route = routing.datasets[serving.dataset_id]
-        answered = {
-            a.shard_id
-            for executor in route.executors
-            for a in executor.attachments
-            if a.dataset == serving.dataset and a.epoch == serving.epoch
-        }
-        assert answered == {shard.shard_id for shard in epoch.shards}
+        answered: dict[ExecutorKind, set[str]] = {kind: set() for kind in ExecutorKind}
+        for executor in route.executors:
+            answered[executor.kind] |= {
+                a.shard_id
+                for a in executor.attachments
+                if a.dataset == serving.dataset and a.epoch == serving.epoch
+            }
+        assert answered[ExecutorKind.HOT] == hot
+        assert answered[ExecutorKind.COLD] >= placement.cold_shards
 
 
-def answered(view: ClusterView) -> set[tuple[str, int, str, str]]:
-    """(dataset, epoch, shard, host) that queries can read now, from an undamaged file."""
+def answered(view: ClusterView) -> set[tuple[str, int, str, ExecutorKind]]:
+    """(dataset, epoch, shard, kind) that queries can read now, from an undamaged file or cold."""
     return {
-        (dataset.name, route.epoch, attachment.shard_id, executor.worker)
+        (dataset.name, route.epoch, attachment.shard_id, executor.kind)
         for dataset, route in build_routing(view).datasets.items()
         for executor in route.executors
         for attachment in executor.attachments
         if (attachment.dataset, attachment.epoch) == (dataset.name, route.epoch)
-        and is_ready_on(view, executor.worker, attachment.shard_id)
+        and (executor.is_cold or is_ready_on(view, executor.worker, attachment.shard_id))
     }
 
 
 def check_still_answered(before: ClusterView, after: ClusterView) -> None:
     """What a dataset's epoch could be asked, it can still be asked, while it is served."""
     served = {(s.dataset, s.epoch) for s in after.records(Serving)}
-    lost = {
-        (dataset, epoch, shard)
-        for dataset, epoch, shard, _ in answered(before)
-        if (dataset, epoch) in served
-    } - {(dataset, epoch, shard) for dataset, epoch, shard, _ in answered(after)}
+    lost = {one for one in answered(before) if one[:2] in served} - answered(after)
     assert not lost, f"not answered any more: {lost}"
 
 
@@ -302,9 +306,9 @@ class Cluster(RuleBasedStateMachine):
         view = self.world.view
         held = {(p.dataset, p.epoch) for p in view.records(Placement)}
         assert held == {(s.dataset, s.epoch) for s in view.records(Serving)}
-        per_host: dict[str, int] = {}
+        per_host: Counter[tuple[str, ExecutorKind]] = Counter()
         for plan in view.records(ExecutorPlan):
-            per_host[plan.worker] = per_host.get(plan.worker, 0) + 1
+            per_host[plan.worker, plan.kind] += 1
             assert {(a.dataset, a.epoch) for a in plan.attachments} <= held
         assert all(count == 1 for count in per_host.values()), f"spare generations: {per_host}"
         for gateway in view.records(Gateway):

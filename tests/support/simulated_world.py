@@ -14,7 +14,7 @@ from accel_dask.model.cluster import ClusterView, Record
 from accel_dask.model.commit import Commit, Delete, Put, apply_commit, fencing_token
 from accel_dask.model.dataset import Dataset, PublishRequest, SourceSpec, Spread, publish_path
 from accel_dask.model.epoch import ShardSummary
-from accel_dask.model.executor import Executor, ExecutorPlan, ExecutorState
+from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import DatasetId, GatewayId, Path, Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.load_plan import LoadTask
 from accel_dask.model.member import (
@@ -277,7 +277,7 @@ class World:
             if running is not None and running.worker_incarnation == incarnation:
                 continue
             has_files = {a.shard_id for a in plan.attachments} <= self.files.get(worker, set())
-            if has_files:
+            if has_files or plan.kind is ExecutorKind.COLD:
                 self.put_executor(plan, ExecutorState.READY)
 
     def put_executor(self, plan: ExecutorPlan, state: ExecutorState, reason: str = "") -> None:
@@ -309,7 +309,8 @@ class World:
 
     def remove_files(self, worker: WorkerId) -> None:
         wanted = set(self.view.wanted_shards.get(worker, ()))
-        wanted |= {a.shard_id for plan in self.plans(worker) for a in plan.attachments}
+        hot = [plan for plan in self.plans(worker) if plan.kind is ExecutorKind.HOT]
+        wanted |= {a.shard_id for plan in hot for a in plan.attachments}
         gone = [
             r.path
             for r in self.view.records(Replica)

@@ -23,6 +23,11 @@ def executor_limit_bytes(quota: Quota, shard_bytes: int) -> int:
     return max(left, quota.executor_memory_bytes, MIN_EXECUTOR_BYTES)
 
 
+def cold_limit_bytes(quota: Quota) -> int:
+    """All the memory that one cold executor may have."""
+    return max(quota.cold_memory_bytes, MIN_EXECUTOR_BYTES)
+
+
 def engine_quota(quota: Quota, limit_bytes: int) -> Quota:
     """`quota` with as much memory for the engine as fits into `limit_bytes` together with the
     inputs of queries (half as much) and the process itself: so that a query too large gets an

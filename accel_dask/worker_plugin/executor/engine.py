@@ -77,8 +77,7 @@ class Engine:
         for setting in _SETTINGS:
             self._database.execute(f"SET GLOBAL {setting}")
         self.shard_ids: tuple[ShardId, ...] = tuple(sorted({a.shard_id for a in spec.attachments}))
-        for shard_id in self.shard_ids:
-            self._attach(shard_id)
+        self._attach_all()
         for setting in _LOCK:
             self._database.execute(f"SET GLOBAL {setting}")
         self._cursor_lock = threading.Lock()
@@ -98,6 +97,10 @@ class Engine:
         )
         self._on_stuck = on_stuck
 
+    def _attach_all(self) -> None:
+        for shard_id in self.shard_ids:
+            self._attach(shard_id)
+
     def _attach(self, shard_id: ShardId) -> None:
         file = Path(self.spec.shard_dir) / f"{shard_id}.duckdb"
         quoted = str(file).replace("'", "''")
@@ -107,6 +110,14 @@ class Engine:
             )
         except duckdb.Error as error:
             raise self._damaged(shard_id, error) from error
+
+    def prepare(
+        self, ticket: Ticket, cursor: duckdb.DuckDBPyConnection, check_stopped: Callable[[], None]
+    ) -> None:
+        """Called before `ticket` is run on `cursor`: shard files need nothing."""
+
+    def verify(self, ticket: Ticket) -> None:
+        """Called after it was read to its end: shard files never change."""
 
     def rehearse(self) -> int:
         """Read every attached table once, as a query would; the rows of all shards.

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from accel_dask.errors import (
     AccelError,
+    ColdReadFailed,
     ExecutorUnavailable,
     InvariantViolated,
     MemoryLimit,
@@ -46,7 +47,13 @@ _TICK_SECONDS: Final = 0.1
 _THREADS_PER_QUERY: Final = 16
 _SPARE_THREADS: Final = 16
 
-_ELSEWHERE: Final = (ExecutorUnavailable, StaleEpoch, NotResident, TooManyQueries)
+_ELSEWHERE: Final = (
+    ExecutorUnavailable,
+    StaleEpoch,
+    NotResident,
+    TooManyQueries,
+    ColdReadFailed,
+)
 """What another executor with the same data may do better."""
 
 

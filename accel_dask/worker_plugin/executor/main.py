@@ -14,6 +14,7 @@ from typing import NoReturn
 from accel_dask.codec import decode
 from accel_dask.errors import AccelError, ExecutorUnavailable, InvariantViolated
 from accel_dask.model.tenant import MIB
+from accel_dask.worker_plugin.executor.cold_engine import ColdEngine
 from accel_dask.worker_plugin.executor.control import LineBuffer, Message, to_line
 from accel_dask.worker_plugin.executor.engine import Engine
 from accel_dask.worker_plugin.executor.inputs import input_memory_bytes
@@ -79,7 +80,8 @@ class ExecutorProcess:
         sys.setswitchinterval(0.0005)
         self._standing = Standing(time.monotonic(), spec.grace_seconds)
         set_stack_size(ENGINE_STACK_BYTES)
-        self._engine = Engine(spec, self._give_up, die_frozen=True)
+        engine_class = Engine if spec.cold is None else ColdEngine
+        self._engine = engine_class(spec, self._give_up, die_frozen=True)
         rows = self._engine.rehearse()
         set_stack_size(FLIGHT_STACK_BYTES)
         self._service = ExecutorService(self._engine, self._standing)
@@ -101,10 +103,10 @@ class ExecutorProcess:
             }
         )
         log.info(
-            "executor of tenant %s, generation %d: %d shards, %d rows, READY on port %d after "
+            "executor of tenant %s, generation %d%s: %d shards, %d rows, READY on port %d after "
             "%.0f ms; %s",
-            spec.tenant, spec.generation, len(self._engine.shard_ids), rows, self._service.port,
-            start_ms, limits.describe(),
+            spec.tenant, spec.generation, "" if spec.cold is None else " (cold)",
+            len(self._engine.shard_ids), rows, self._service.port, start_ms, limits.describe(),
         )  # fmt: skip
 
     def _next_order(self) -> Message:

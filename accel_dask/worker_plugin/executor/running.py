@@ -65,6 +65,12 @@ class QueryEngine(Protocol):
 
     def cursor(self) -> duckdb.DuckDBPyConnection: ...
 
+    def prepare(
+        self, ticket: Ticket, cursor: duckdb.DuckDBPyConnection, check_stopped: Callable[[], None]
+    ) -> None: ...
+
+    def verify(self, ticket: Ticket) -> None: ...
+
     def translate(self, error: BaseException) -> AccelError: ...
 
 
@@ -275,11 +281,14 @@ class RunningQuery:
         try:
             self.check_stopped()
             step()
+            if self.is_complete:
+                self._engine.verify(self._ticket)
         except BaseException as error:
             self._drop()
             if self._stop_reason is not None:
                 raise self._stopped_error() from error
             if is_of_engine(error):
+                self._engine.verify(self._ticket)
                 raise self._engine.translate(error) from error
             raise
         if self.is_complete:
@@ -291,6 +300,7 @@ class RunningQuery:
         self._cursor = self._engine.cursor()
         if self._ticket.measure:
             count_costs(self._cursor)
+        self._engine.prepare(self._ticket, self._cursor, self.check_stopped)
         if self._inputs is not None:
             _show(self._cursor, self._inputs.take())
         if self._ticket.describe_only:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import TenantId, WorkerId
+from accel_dask.model.load_plan import LoadTask
 from accel_dask.model.tenant import MIB, Quota
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ColdShard:
+    """A shard that is read from its source's files."""
+
+    task: LoadTask
+    is_needed: bool
+    """The executor is of no use if it cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +31,10 @@ class ExecutorSpec:
     attachments: tuple[Attachment, ...]
     shard_dir: str
     """Holds `<shard id>.duckdb` of every attachment."""
+    cold: tuple[ColdShard, ...] | None = None
+    """Of every attachment, where it is a cold executor; None: it is not."""
     quota: Quota
+    """A cold executor's as `Quota.for_cold` has it."""
     ticket_key: str
     """Hex of the key that tickets must be signed with."""
     host: str = "127.0.0.1"
