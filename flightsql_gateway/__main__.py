@@ -16,6 +16,7 @@ from dataclasses import replace
 from accel_dask.config import load_settings
 from accel_dask.errors import AccelError
 from accel_dask.store.connect import open_store
+from accel_dask.transport import use_calling_threads
 from flightsql_gateway.app import DRAIN_SECONDS, GatewayApp
 
 log = logging.getLogger("flightsql_gateway")
@@ -57,6 +58,7 @@ def _serve(options: argparse.Namespace, stop: threading.Event) -> int:
         if (value := getattr(options, name)) is not None
     }
     store = open_store(settings.store)
+    use_calling_threads()  # not before: the store's own gRPC works with its pool alone
     app = GatewayApp(replace(settings.gateway, **overrides), store)
     try:
         url = app.start()

@@ -13,6 +13,7 @@ import hmac
 import logging
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 from accel_dask.codec import decode, encode
 from accel_dask.errors import InvariantViolated, Unauthenticated
@@ -54,6 +55,7 @@ class Admission:
     bearer: str | None = None
 
 
+@lru_cache(maxsize=16)
 def purpose_key(key: bytes, purpose: str) -> bytes:
     """A key of its own for each use of the cluster's key, so that nothing signed for one use
     passes for another."""

@@ -42,13 +42,16 @@ class Call:
         self._is_closed = False
 
     def remaining(self) -> float:
-        """Seconds left of the deadline.
+        """Seconds left of the deadline. Whether the client is still there is not asked, which
+        takes a tenth of a millisecond: the watch does so all the time.
 
         Raises:
-            DeadlineExceeded, QueryCancelled: none, or the client is gone.
+            DeadlineExceeded, QueryCancelled: none, or the call is known to be over.
         """
-        self.check()
-        return self.deadline - time.monotonic()
+        left = self.deadline - time.monotonic()
+        if self._ended is not None or left <= 0:
+            self.check()
+        return left
 
     def check(self) -> None:
         """Raise if the call is over."""

@@ -86,7 +86,7 @@ class Execution:
         give_up_at = min(time.monotonic() + RETRY_SECONDS, call.deadline)
         pause = _FIRST_PAUSE_SECONDS
         while True:
-            call.check()
+            call.remaining()
             table = self._routing.current()
             try:
                 return run.attempt(table)

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from accel_dask.transport import use_calling_threads
 from accel_dask.worker_plugin.executor import main as executor_main
 from accel_dask.worker_plugin.executor.control import LineBuffer, Message, to_line
 from accel_dask.worker_plugin.executor.life_line import die_with
@@ -120,6 +121,7 @@ def main() -> NoReturn:
     own_life_line = die_with(life_line)
     log_as("zygote")
     faulthandler.enable()
+    use_calling_threads()
     sys.tracebacklimit = 0  # Flight would send the frames to the client
     gc.collect()
     gc.freeze()  # a collection in a child would copy all of our pages
