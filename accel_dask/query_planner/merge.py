@@ -11,10 +11,25 @@ from typing import Final
 from sqlglot import exp
 
 from accel_dask.model.ids import ShardId
-from accel_dask.query_planner.aggregates import call_name, is_aggregate
-from accel_dask.query_planner.blocks import Block, NotMergeable, own_nodes, same_column
+from accel_dask.query_planner.aggregates import (
+    arguments_of,
+    below,
+    call_name,
+    function_of,
+    is_aggregate,
+)
+from accel_dask.query_planner.blocks import (
+    Block,
+    BlockKind,
+    Call,
+    NotMergeable,
+    group_elements,
+    group_key,
+    own_nodes,
+    same_column,
+)
 from accel_dask.query_planner.columns import UsedColumns
-from accel_dask.query_planner.names import derived_name
+from accel_dask.query_planner.items import SourceWriter, is_star, item_name, star_names
 from accel_dask.query_planner.physical import (
     SplicedText,
     quoted,
@@ -34,12 +49,22 @@ class PartColumn:
     """A column of a part."""
 
     name: str
-    span: tuple[int, int]
-    """Of its expression in the statement's text; (0, 0): it is `before` alone."""
-    before: str = ""
-    behind: str = ""
+    template: str
+    """What a part computes, with names in braces for what it takes of the statement's text."""
+    spans: tuple[tuple[str, tuple[int, int]], ...] = ()
+    """Where the text for each name lies."""
     state: str = ""
     """What makes a value of it of what arrives, with `{}` for it; empty: it is that."""
+
+    @classmethod
+    def of(cls, name: str, span: tuple[int, int]) -> PartColumn:
+        """A column with the text's own expression."""
+        return cls(name, "{own}", (("own", span),))
+
+    def text(self, spliced: SplicedText) -> str:
+        """Its expression and name in a part."""
+        cut = {name: spliced.cut(*span) for name, span in self.spans}
+        return f"{self.template.format(**cut)} AS {self.name}"
 
 
 @dataclass(slots=True)
@@ -47,13 +72,15 @@ class Merge:
     """A block, ready to be written."""
 
     block: Block
+    why: str = ""
+    """Why its parts are not partial results, if they could be thought to be."""
     columns: list[PartColumn] = field(default_factory=list)
     items: list[tuple[str, str]] = field(default_factory=list)
     """Of the result of rows: text over the parts' columns, and name in quotes."""
     names: list[str] = field(default_factory=list)
     """Of a grouped result's items, in quotes."""
     edits: list[Edit] = field(default_factory=list)
-    """Of a grouped result's clauses: keys and aggregates as the parts have them."""
+    """Of the clauses behind WHERE: keys, aggregates and columns as the parts have them."""
     order: list[tuple[str, str, str]] = field(default_factory=list)
     """Of the result of rows: what a part, and what the result is ordered by, and how."""
 
@@ -66,7 +93,13 @@ def prepare(block: Block, text: SplicedText, scans: dict[int, Scan]) -> Merge:
     if "accel_" in text.text.lower():
         raise NotMergeable("it has a name that is needed here")
     writer = _Writer(block, text, scans)
-    return writer.grouped() if block.is_grouped else writer.rows()
+    write = {
+        BlockKind.ROWS: writer.rows,
+        BlockKind.GROUPS: writer.grouped,
+        BlockKind.COMPLETE: writer.complete,
+        BlockKind.SOURCE: writer.source,
+    }
+    return write[block.kind]()
 
 
 def part_sql(
@@ -80,23 +113,25 @@ def part_sql(
         for scan, ids in reads
     ]
     spliced = SplicedText(text.parsed, [*text.edits, *edits])
-    selected = ", ".join(
-        f"{column.before}{spliced.cut(*column.span)}{column.behind} AS {column.name}"
-        for column in merge.columns
-    )
-    clauses = [f"SELECT {selected}", spliced.cut(*_from_span(select, spliced))]
-    if (where := select.args.get("where")) is not None:
-        clauses.append(spliced.cut(*_span(where, spliced)))
-    if block.is_grouped and block.keys:
+    if block.kind is BlockKind.COMPLETE:
+        names = ", ".join(column.name for column in merge.columns)
+        body = spliced.cut(*_body_span(block, spliced))
+        clauses = [f"SELECT * FROM ({body}) AS accel_t({names})"]  # noqa: S608 - the user's text
+    else:
+        selected = ", ".join(column.text(spliced) for column in merge.columns)
+        clauses = [f"SELECT {selected}", spliced.cut(*_from_span(select, spliced))]
+        if (where := select.args.get("where")) is not None:
+            clauses.append(spliced.cut(*_span(where, spliced)))
+    if block.kind is BlockKind.GROUPS and block.keys:
         clauses.append(f"GROUP BY {', '.join(str(n + 1) for n in range(len(block.keys)))}")
-    if block.limit is not None and not block.is_grouped:
+    if block.limit is not None and block.kind in {BlockKind.ROWS, BlockKind.COMPLETE}:
         if merge.order:
             clauses.append("ORDER BY " + ", ".join(f"{by}{how}" for by, _, how in merge.order))
         clauses.append(f"LIMIT {block.limit}")
     return " ".join(clauses)
 
 
-def merge_edit(merge: Merge, text: SplicedText, own: str, input_name: str) -> Edit:
+def merge_edits(merge: Merge, text: SplicedText, own: str, input_name: str) -> list[Edit]:
     """The block over its parts: `own`, the coordinator's, which may be empty, and the input."""
     block, select = merge.block, merge.block.select
     arrived = ", ".join(
@@ -108,13 +143,14 @@ def merge_edit(merge: Merge, text: SplicedText, own: str, input_name: str) -> Ed
         parts.insert(0, own)
     source = f"({' UNION ALL '.join(parts)}) AS accel_u"
     spliced = SplicedText(text.parsed, text.edits)
-    if block.is_grouped:
+    if block.kind is BlockKind.SOURCE:
+        return [*_source_edits(block, spliced, source), *merge.edits]
+    if block.kind is BlockKind.GROUPS:
         clauses = _grouped_clauses(merge, spliced, source)
     else:
-        clauses = [
-            "SELECT " + ", ".join(f"{item} AS {name}" for item, name in merge.items),
-            f"FROM {source}",
-        ]
+        distinct = "DISTINCT " if select.args.get("distinct") is not None else ""
+        items = ", ".join(f"{item} AS {name}" for item, name in merge.items)
+        clauses = [f"SELECT {distinct}{items}", f"FROM {source}"]
         if merge.order:
             clauses.append("ORDER BY " + ", ".join(f"{by}{how}" for _, by, how in merge.order))
     clauses += [
@@ -123,7 +159,17 @@ def merge_edit(merge: Merge, text: SplicedText, own: str, input_name: str) -> Ed
         if select.args.get(name) is not None
     ]
     start, end = block_span(block, spliced)
-    return Edit(start=start, end=end, replacement=" ".join(clauses))
+    return [Edit(start=start, end=end, replacement=" ".join(clauses))]
+
+
+def _source_edits(block: Block, text: SplicedText, source: str) -> list[Edit]:
+    """FROM and WHERE give what the parts gave."""
+    start, end = _from_span(block.select, text)
+    edits = [Edit(start=start, end=end, replacement=f"FROM {source}")]
+    if (where := block.select.args.get("where")) is not None:
+        start, end = _span(where, text)
+        edits.append(Edit(start=start, end=end, replacement=""))
+    return edits
 
 
 def _grouped_clauses(merge: Merge, spliced: SplicedText, source: str) -> list[str]:
@@ -134,11 +180,14 @@ def _grouped_clauses(merge: Merge, spliced: SplicedText, source: str) -> list[st
     ]
     distinct = "DISTINCT " if select.args.get("distinct") is not None else ""
     clauses = [f"SELECT {distinct}{', '.join(items)}", f"FROM {source}"]
-    if shown := len(block.keys) - block.hidden:
+    shown = len(block.keys) - block.hidden
+    if block.has_sets:
+        clauses.append(spliced.cut(*_span(select.args["group"], spliced), merge.edits))
+    elif shown:
         clauses.append("GROUP BY " + ", ".join(f"{_KEY}{n}" for n in range(shown)))
     clauses += [
         spliced.cut(*_span(select.args[name], spliced), merge.edits)
-        for name in ("having", "order")
+        for name in ("having", "qualify", "order")
         if select.args.get(name) is not None
     ]
     return clauses
@@ -146,11 +195,23 @@ def _grouped_clauses(merge: Merge, spliced: SplicedText, source: str) -> list[st
 
 def block_span(block: Block, text: SplicedText) -> tuple[int, int]:
     """Start and end of the whole SELECT, without its WITH."""
-    select = block.select
+    return _span_of(block.select, text, frozenset())
+
+
+def _body_span(block: Block, text: SplicedText) -> tuple[int, int]:
+    """As `block_span`, without ORDER BY, LIMIT and OFFSET, which come last."""
+    return _span_of(block.select, text, frozenset(["order", "limit", "offset"]))
+
+
+def _span_of(select: exp.Select, text: SplicedText, without: frozenset[str]) -> tuple[int, int]:
     start = text.start_of(select)
     assert start is not None
     parts = [*select.expressions, *(select.args.get("joins") or ())]
-    parts += [value for value in select.args.values() if isinstance(value, exp.Expr)]
+    parts += [
+        value
+        for name, value in select.args.items()
+        if isinstance(value, exp.Expr) and name not in without
+    ]
     spans = [text.span(part) for part in parts if not isinstance(part, exp.Distinct)]
     return start, max(span[1] for span in spans if span is not None)
 
@@ -165,27 +226,69 @@ class _Writer:
 
     def rows(self) -> Merge:
         merge = Merge(self._block)
-        for number, (span, name) in enumerate(self._items()):
-            column = f"{_ITEM}{number}"
-            merge.columns.append(PartColumn(column, span, "" if span != (0, 0) else name))
-            merge.items.append((column, name))
+        items = self._block.select.expressions
+        if is_star(items[0]) and len(items) == 1:
+            for number, name in enumerate(star_names(self._block)):
+                merge.columns.append(
+                    PartColumn(f"{_ITEM}{number}", name.replace("{", "{{").replace("}", "}}"))
+                )
+                merge.items.append((f"{_ITEM}{number}", name))
+        else:
+            for number, item in enumerate(items):
+                if isinstance(item, exp.Star) or item.find(exp.Star):
+                    raise NotMergeable("it has a * beside other columns")
+                column = f"{_ITEM}{number}"
+                merge.columns.append(PartColumn.of(column, _span(_bare(item), self._text)))
+                merge.items.append((column, item_name(item, self._block, self._text)))
         for ordered, how in self._ordered():
             merge.order.append((*self._row_order(merge, ordered.this), how))
         return merge
 
-    def _items(self) -> Iterator[tuple[tuple[int, int], str]]:
-        """Place and name of each column of the result."""
-        select = self._block.select
-        if len(select.expressions) == 1 and type(select.expressions[0]) is exp.Star:
-            if len(self._block.scope.sources) != 1 or any(select.expressions[0].args.values()):
-                raise NotMergeable("it has a * over several tables")
-            for column in self._block.spread.route.columns:
-                yield (0, 0), quoted(column.name)
-            return
-        for item in select.expressions:
-            if isinstance(item, exp.Star) or item.find(exp.Star):
-                raise NotMergeable("it has a * beside other columns")
-            yield _span(_bare(item), self._text), self._name(item)
+    def complete(self) -> Merge:
+        merge = Merge(self._block)
+        names: list[str] = []
+        for item in self._block.select.expressions:
+            if is_star(item):
+                names += star_names(self._block)
+            elif isinstance(item, exp.Column) and isinstance(item.this, exp.Star):
+                raise NotMergeable("it has a * of one of its tables")
+            else:
+                names.append(item_name(item, self._block, self._text))
+        merge.columns += [PartColumn(f"{_ITEM}{n}", "") for n in range(len(names))]
+        merge.items += [(f"{_ITEM}{n}", name) for n, name in enumerate(names)]
+        for ordered, how in self._ordered():
+            place = self._place_of(ordered.this, names)
+            merge.order.append((place, place, how))
+        return merge
+
+    def _place_of(self, by: exp.Expr, names: list[str]) -> str:
+        """Which column of the result it is ordered by."""
+        if isinstance(by, exp.Literal):
+            return str(by.name)
+        if _is_all(by):
+            return "ALL"
+        items = self._block.select.expressions
+        if not any(map(is_star, items)):
+            for place, item in enumerate(items, 1):
+                if isinstance(by, exp.Column) and not by.table:
+                    if item.alias_or_name.lower() == by.name.lower() and _is_named(item):
+                        return str(place)
+                elif same_column(_bare(item), by, self._block.scope):
+                    return str(place)
+        found = [n for n, name in enumerate(names, 1) if name.lower() == quoted(by.name).lower()]
+        if isinstance(by, exp.Column) and not by.table and len(found) == 1:
+            return str(found[0])
+        raise NotMergeable("it is ordered by what it does not select")
+
+    def source(self) -> Merge:
+        merge = Merge(self._block)
+        writer = SourceWriter(self._block, self._text, self._scans)
+        writer.write()
+        merge.columns = [PartColumn.of(name, span) for name, span in writer.columns]
+        if not merge.columns:
+            merge.columns = [PartColumn(f"{_ITEM}0", "1")]
+        merge.edits = writer.edits
+        return merge
 
     def _row_order(self, merge: Merge, by: exp.Expr) -> tuple[str, str]:
         """By what a part and the whole are ordered."""
@@ -209,7 +312,7 @@ class _Writer:
         if self._block.select.args.get("distinct") is not None:
             raise NotMergeable("it is ordered by what it does not select")
         name = f"{_ORDER}{len(merge.columns)}"
-        merge.columns.append(PartColumn(name, _span(by, self._text)))
+        merge.columns.append(PartColumn.of(name, _span(by, self._text)))
         return str(len(merge.columns)), name
 
     def grouped(self) -> Merge:
@@ -220,16 +323,19 @@ class _Writer:
             if part.find(exp.Query):
                 raise NotMergeable("it has a subquery beside its aggregates")
         for number, key in enumerate(block.keys):
-            merge.columns.append(PartColumn(f"{_KEY}{number}", _span(key, self._text)))
+            merge.columns.append(PartColumn.of(f"{_KEY}{number}", _span(key, self._text)))
         for number in range(len(block.calls)):
             self._add_call(merge, number)
         if not merge.columns:
             raise NotMergeable("it has neither groups nor aggregates")
         for item in block.select.expressions:
-            merge.names.append(self._name(item))
+            merge.names.append(item_name(item, block, self._text))
             self._replace(merge, _bare(item), aliases=frozenset())
-        if (having := block.select.args.get("having")) is not None:
-            self._replace(merge, having.this, self._aliases())
+        for name in ("having", "qualify"):
+            if (clause := block.select.args.get(name)) is not None:
+                self._replace(merge, clause.this, self._aliases())
+        if group is not None and block.has_sets:
+            self._replace_groups(merge, group)
         for ordered, _ in self._ordered():
             by = ordered.this
             # A name that stands alone is an alias before it is a column.
@@ -246,31 +352,59 @@ class _Writer:
         if call.node.find(exp.Query):
             raise NotMergeable("it has a subquery in an aggregate")
         if call.how is None:
-            inside = self._text.span(call.node.this.expressions[0])
+            inside = self._text.span(function_of(call.node).this.expressions[0])
             if inside is None or not start < inside[0] <= inside[1] < end:
                 raise NotMergeable("it is written in an unusual way")
             edit = Edit(start=inside[0], end=inside[1], replacement=f"{_KEY}{call.argument}")
             merge.edits.append(edit)
             return
-        how = call.how
         names = []
-        for place, function in enumerate(how.instead or ("",)):
-            name = f"{_PARTIAL}{number}" + f"_{place}" * bool(function)
+        for place, template in enumerate(call.how.parts):
+            name = f"{_PARTIAL}{number}" + f"_{place}" * (len(call.how.parts) > 1)
             names.append(name)
-            # Another function is called with the same arguments and FILTER.
-            skipped = len(call_name(self._text.text[start:end])) if function else 0
-            span = (start + skipped, end)
-            merge.columns.append(PartColumn(name, span, function, how.behind, how.state))
-        merge.edits.append(Edit(start=start, end=end, replacement=how.final.format(*names)))
+            merge.columns.append(self._part_column(name, template, call))
+        merge.edits.append(Edit(start=start, end=end, replacement=call.how.final.format(*names)))
+
+    def _part_column(self, name: str, template: str, call: Call) -> PartColumn:
+        """What a part computes for an aggregate."""
+        assert call.how is not None
+        condition = call.node.expression.this if isinstance(call.node, exp.Filter) else None
+        template = template.replace("{and}", "" if condition is None else " AND ({filter})")
+        words = dict.fromkeys(_BRACED.findall(template))
+        spans = tuple((f"of_{word}", self._piece(call.node, word)) for word in words)
+        return PartColumn(name, _BRACED.sub(r"{of_\1}", template), spans, call.how.state)
+
+    def _piece(self, call: exp.Expr, word: str) -> tuple[int, int]:
+        """Where the piece of an aggregate's text is that `Aggregate.parts` calls so."""
+        start, end = _span(call, self._text)
+        if word == "call":
+            return start, end
+        if word == "rest":
+            return start + len(call_name(self._text.text[start:end])), end
+        if word == "filter":
+            return _span(call.expression.this, self._text)
+        return _span(arguments_of(function_of(call))[int(word)], self._text)
+
+    def _replace_groups(self, merge: Merge, group: exp.Expr) -> None:
+        """Several groupings, as the user wrote them, of the parts' keys."""
+        for element in group_elements(group):
+            key = group_key(self._block, element)
+            place = next(
+                n
+                for n, one in enumerate(self._block.keys)
+                if same_column(one, key, self._block.scope)
+            )
+            start, end = _span(element, self._text)
+            merge.edits.append(Edit(start=start, end=end, replacement=f"{_KEY}{place}"))
 
     def _replace(self, merge: Merge, root: exp.Expr, aliases: frozenset[str]) -> None:
         """Put the parts' columns in place of the keys in an expression over groups."""
         block = self._block
         shown = block.keys[: len(block.keys) - block.hidden]
-        pending = [root]
+        pending = [(root, False)]
         while pending:
-            node = pending.pop()
-            if is_aggregate(node):
+            node, is_windowed = pending.pop()
+            if not is_windowed and is_aggregate(node):
                 continue
             if isinstance(node, exp.Query):
                 if not is_closed(node, self._scans):
@@ -292,7 +426,7 @@ class _Writer:
                 continue
             if isinstance(node, exp.Column):
                 raise NotMergeable(f"{node.name} is not one of its groups")
-            pending += node.iter_expressions()
+            pending += below(node, is_windowed)
 
     def _is_own_alias(self, node: exp.Expr, place: int | None) -> bool:
         """Whether the alias names the very column that it hides."""
@@ -325,32 +459,6 @@ class _Writer:
                 raise NotMergeable("its ORDER BY is written in an unusual way")
             yield ordered, f" {how.strip()}" if how.strip() else ""
 
-    def _name(self, item: exp.Expr) -> str:
-        if isinstance(item, exp.Alias):
-            return quoted(item.alias)
-        if isinstance(item, exp.Column):
-            return quoted(self._column_name(item))
-        start, end = _span(item, self._text)
-        given = next(
-            (e.replacement for e in self._text.edits
-             if e.start == e.end == end and e.replacement.startswith(" AS ")), ""
-        )  # fmt: skip
-        if given:
-            return given.removeprefix(" AS ")
-        name = derived_name(self._text.cut(start, end))
-        if name is None:
-            raise NotMergeable("a column of it has a name that only DuckDB knows; name it with AS")
-        return quoted(name)
-
-    def _column_name(self, column: exp.Column) -> str:
-        found = self._block.scope.resolve(column)
-        for source in self._block.scope.sources:
-            if found and source.scan is not None and source.name == found[0]:
-                for known in source.scan.route.columns:
-                    if known.name.lower() == found[1]:
-                        return known.name
-        return str(column.name)
-
 
 def _from_span(select: exp.Select, text: SplicedText) -> tuple[int, int]:
     start, end = _span(select.args["from_"], text)
@@ -369,6 +477,9 @@ def _span(node: exp.Expr, text: SplicedText) -> tuple[int, int]:
 def _is_all(by: exp.Expr) -> bool:
     """ORDER BY ALL, and not by a column of that name."""
     return isinstance(by, exp.Var) and by.name.upper() == "ALL"
+
+
+_BRACED: Final = re.compile(r"\{(\w+)\}")
 
 
 def _is_named(item: exp.Expr) -> bool:

@@ -57,18 +57,22 @@ _KEYWORDS: Final = frozenset(_KEYWORD_LIST.split())
 """DuckDB puts names that are one of its keywords in quotes."""
 
 _CALL_LIST: Final = """
-any_value arbitrary avg bit_and bit_or bit_xor bool_and bool_or corr count covar_pop covar_samp
-kurtosis max mean median min product regr_avgx regr_avgy regr_count regr_intercept regr_r2
-regr_slope regr_sxx regr_sxy regr_syy skewness stddev stddev_pop stddev_samp sum var_pop var_samp
-variance abs ceil date_trunc floor length lower quarter round upper
+any_value approx_count_distinct approx_quantile arbitrary arg_max arg_min argmax argmin array_agg
+avg bit_and bit_or bit_xor bool_and bool_or corr count count_if countif covar_pop covar_samp
+entropy favg first fsum geomean histogram kahan_sum kurtosis kurtosis_pop last list mad max max_by
+mean median min min_by mode product quantile quantile_cont quantile_disc regr_avgx regr_avgy
+regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy regr_syy sem skewness stddev
+stddev_pop stddev_samp string_agg sum sum_no_overflow sumkahan var_pop var_samp variance
+abs ceil date_trunc floor length lower quarter round upper
 """
+_COMPARISONS: Final = {"=": "=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _CALLS: Final = frozenset(_CALL_LIST.split())
 """Functions that are called as they are written."""
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:(?P<number>\d+(?:\.\d+)?)(?![\w.])|(?P<text>'(?:[^']|'')*')
     |(?P<name>(?:[^\W\d][\w$]*|"(?:[^"]|"")+")(?:\.(?:[^\W\d][\w$]*|"(?:[^"]|"")+"))*)
-    |(?P<symbol>[-+*/%(),]))""",
+    |(?P<symbol><>|[<>]=|[-+*/%(),<>=]))""",
     re.VERBOSE,
 )
 _PLAIN: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -139,8 +143,20 @@ class _Reader:
         return _column(text)
 
     def _call(self, name: str) -> str:
-        name = name.lower()
-        if name not in _CALLS:
+        called = self._called(name.lower())
+        if self._next().lower() != "filter":
+            return called
+        self._at += 1
+        self._expect("(")
+        self._expect("where")
+        condition = self.sum()
+        if self._next() in _COMPARISONS:
+            condition = f"({condition} {_COMPARISONS[self._take()]} {self.sum()})"
+        self._expect(")")
+        return f"{called} FILTER (WHERE {condition})"
+
+    def _called(self, name: str) -> str:
+        if name not in _CALLS and name != "grouping":
             raise _Unnamed
         self._expect("(")
         if name == "count" and self._next() in {"*", ")"}:
@@ -157,7 +173,8 @@ class _Reader:
             self._at += 1
             arguments.append(self.sum())
         self._expect(")")
-        return f"{_quoted_if_needed(name)}({head}{', '.join(arguments)})"
+        shown = "GROUPING" if name == "grouping" else _quoted_if_needed(name)
+        return f"{shown}({head}{', '.join(arguments)})"
 
     def _next(self) -> str:
         return self._tokens[self._at][1] if self._at < len(self._tokens) else ""
@@ -167,7 +184,7 @@ class _Reader:
         return self._tokens[self._at - 1][1]
 
     def _expect(self, symbol: str) -> None:
-        if self._next() != symbol:
+        if self._next().lower() != symbol:
             raise _Unnamed
         self._at += 1
 

@@ -8,6 +8,7 @@ the query names and the rows that its conditions may keep are moved.
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from sqlglot import exp
@@ -17,9 +18,16 @@ from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import ShardId
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute
 from accel_dask.model.snapshot import Column
-from accel_dask.query_planner.blocks import BlockReader, NotMergeable
+from accel_dask.query_planner.blocks import (
+    Block,
+    BlockKind,
+    BlockReader,
+    NotMergeable,
+    source_parts,
+)
 from accel_dask.query_planner.columns import UsedColumns, least_width
-from accel_dask.query_planner.merge import Merge, merge_edit, part_sql, prepare
+from accel_dask.query_planner.disjoint import disjoint_columns
+from accel_dask.query_planner.merge import Merge, merge_edits, part_sql, prepare
 from accel_dask.query_planner.physical import (
     SplicedText,
     kind_at,
@@ -126,7 +134,7 @@ class _Splitter:
             for node, scan in self._scans.items()
             if scan.route.dataset_id in self._spread.everywhere
         }
-        reader = BlockReader(self._text, self._scans, spread, everywhere)
+        reader = BlockReader(self._text, self._scans, spread, everywhere, self._disjoint)
         pending: list[exp.Expr] = [self._parsed.tree]
         while pending:
             node = pending.pop()
@@ -137,17 +145,35 @@ class _Splitter:
                 )
             if isinstance(node, exp.Select) and self._has_spread(node, spread):
                 try:
-                    merge = prepare(reader.read(node), self._text, self._scans)
+                    merge = self._merge(reader, node)
                 except NotMergeable as reason:
                     self._note_why_not(node, str(reason))
                 else:
                     self._merges.append(merge)
-                    clauses = (node.args.get("having"), node.args.get("order"))
-                    pending += [
-                        one for one in clauses if one is not None and merge.block.is_grouped
-                    ]
+                    pending += _left_over(merge.block)
                     continue
             pending += node.iter_expressions()
+
+    def _merge(self, reader: BlockReader, select: exp.Select) -> Merge:
+        """The best way to answer `select` part by part.
+
+        Raises:
+            NotMergeable: there is none; why its parts are not partial results.
+        """
+        reasons: list[NotMergeable] = []
+        for read in (reader.read_complete, reader.read, reader.read_source):
+            try:
+                merge = prepare(read(select), self._text, self._scans)
+            except NotMergeable as reason:
+                reasons.append(reason)
+            else:
+                merge.why = str(reasons[1]) if len(reasons) > 1 else ""
+                return merge
+        raise reasons[1]
+
+    def _disjoint(self, scan: Scan, names: AbstractSet[str]) -> frozenset[str]:
+        own, shares = self._by_executor(scan)
+        return disjoint_columns(scan.route, [own, *(shards for _, shards in shares)], names)
 
     @staticmethod
     def _has_spread(select: exp.Select, spread: set[int]) -> bool:
@@ -166,7 +192,9 @@ class _Splitter:
         spread = merge.block.spread
         own, shares = self._by_executor(spread)
         others = [(scan.route, tuple(shard_ids(scan))) for scan in merge.block.others]
-        what = "partial results" if merge.block.is_grouped else "chosen rows"
+        what = f"{merge.block.kind.value} of {spread.route.dataset_id}"
+        if merge.why:
+            what += f", because {merge.why}"
         name = self._input(
             spread,
             tuple(
@@ -177,14 +205,14 @@ class _Splitter:
                 )
                 for executors, shards in shares
             ),
-            f"{what} of {spread.route.dataset_id}",
+            what,
         )
         own_sql = part_sql(merge, self._text, own, self._columns) if own else ""
         if own:
             self._reads += [(spread.route, own), *others]
         if " LIMIT " in own_sql:
             own_sql = f"({own_sql})"
-        self._text.edits.append(merge_edit(merge, self._text, own_sql, name))
+        self._text.edits.extend(merge_edits(merge, self._text, own_sql, name))
 
     def _add_table(self, scan: Scan) -> None:
         """Put the coordinator's own shards and an input with the others in place of a table."""
@@ -250,7 +278,7 @@ class _Splitter:
                 parts=tuple(_order(part) for part in parts),
                 max_rows=self._limits.max_gather_rows,
                 max_bytes=self._limits.max_gather_bytes,
-                rows=_count(scan.route, shards) if what.startswith("rows") else None,
+                rows=_count(scan.route, shards) if what.startswith("rows of") else None,
                 because=f"{name}: {what} from {count} executor(s)",
             )
         )
@@ -281,6 +309,18 @@ class _Splitter:
             f"rows (max_gather_rows) and {limits.max_gather_bytes:,} bytes (max_gather_bytes); "
             "filter it, or aggregate it in a subquery"
         )
+
+
+def _left_over(block: Block) -> list[exp.Expr]:
+    """What of a block the coordinator does itself, and may have SELECTs in it."""
+    select = block.select
+    if block.kind is BlockKind.GROUPS:
+        names = ("having", "qualify", "order")
+        return [select.args[name] for name in names if select.args.get(name) is not None]
+    if block.kind is BlockKind.SOURCE:
+        done = {id(part) for part in source_parts(select)}
+        return [part for part in select.iter_expressions() if id(part) not in done]
+    return []
 
 
 def _count(route: DatasetRoute, shards: list[ShardId]) -> int | None:

@@ -106,6 +106,12 @@ class _Parser(DuckDBParser):
         self._noted(first, found)
         return found
 
+    def _parse_qualify(self) -> exp.Qualify | None:
+        first = self._index
+        found = super()._parse_qualify()
+        self._noted(first, found)
+        return found
+
     def _parse_order(self, *args: Any, **kwargs: Any) -> exp.Expr | None:
         first = self._index
         found = super()._parse_order(*args, **kwargs)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from types import MappingProxyType
 
 import duckdb
 import pyarrow as pa
@@ -179,47 +181,70 @@ def spread_world(
 ) -> SpreadWorld:
     """Tables cut at random, with rollups; each shard on one or two of some executors."""
     draw = random.Random(seed)
-    sharded = duckdb.connect(config={"threads": "1"})
     hosts = hosts or draw.choice([2, 2, 3, 4])
-    held: list[set[Attachment]] = [set() for _ in range(hosts)]
-    cuts: dict[str, tuple[ShardSummary, ...]] = {}
-    columns: dict[str, tuple[Column, ...]] = {}
-    declared: dict[str, tuple[Rollup, ...]] = {}
-    counts: dict[str, list[tuple[int, ...]]] = {name: [] for name in TABLES}
+    cuts, whole = {}, set()
     for name in TABLES:
         table = plain.sql(f'FROM acme."{name}"').to_arrow_table()
-        described = plain.sql(f'FROM acme."{name}"')
-        columns[name] = tuple(
+        if name == "airlines" and draw.random() < 0.8:
+            whole.add(name)
+        cuts[name] = _cut(table, draw, name)
+    known = frozenset(["x", "day", "carrier", "name"])
+    return world_of(draw, plain, cuts, whole, hosts, known, rollups or {})
+
+
+def world_of(
+    draw: random.Random,
+    plain: duckdb.DuckDBPyConnection,
+    cuts: Mapping[str, Sequence[pa.Table]],
+    whole: Set[str],
+    hosts: int,
+    known: Set[str],
+    rollups: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+) -> SpreadWorld:
+    """Tables of `plain`, cut into these shards; those of `whole` are on every executor. `known`
+    columns have statistics."""
+    seed = draw.randrange(2**32)
+    sharded = duckdb.connect(config={"threads": "1"})
+    held: list[set[Attachment]] = [set() for _ in range(hosts)]
+    datasets: dict[DatasetId, DatasetRoute] = {}
+    for number, (name, parts) in enumerate(cuts.items()):
+        described = plain.sql(f'FROM "{name}"')
+        columns = tuple(
             Column(name=column, type=str(kind))
             for column, kind in zip(described.columns, described.types, strict=True)
         )
         dataset = DatasetId(ACME, name)
-        texts = (rollups or {}).get(name, ())
-        declared[name] = resolve_rollups(dataset, [*map(parse_rollup, texts)], columns[name])
-        is_whole = name == "airlines" and draw.random() < 0.8
-        shards = []
-        for index, part in enumerate(_cut(table, draw, name)):
-            shard = ShardId(f"{seed:08x}{list(TABLES).index(name):08x}{index:016x}")
-            _attach(sharded, shard, part, columns[name])
-            built = [rollup_table(dataset, one, columns[name]) for one in declared[name]]
-            counts[name].append(_build(sharded, shard, built))
+        declared = resolve_rollups(
+            dataset, [*map(parse_rollup, rollups.get(name, ()))], columns
+        )
+        shards, counts = [], []
+        for index, part in enumerate(parts):
+            shard = ShardId(f"{seed:08x}{number:08x}{index:016x}")
+            _attach(sharded, shard, part, columns)
+            built = [rollup_table(dataset, one, columns) for one in declared]
+            counts.append(_build(sharded, shard, built))
             is_counted = draw.random() < 0.9
             shards.append(
                 ShardSummary(
                     shard_id=shard,
                     rows=part.num_rows if is_counted else None,
                     source_bytes=100,
-                    stats=_stats(part) if draw.random() < 0.8 else (),
+                    stats=_stats(part, known) if draw.random() < 0.9 else (),
                 )
             )
-            holders = (
-                range(hosts)
-                if is_whole
-                else draw.sample(range(hosts), min(hosts, draw.choice([1, 2])))
-            )
-            for host in holders:
+            copies = min(hosts, draw.choice([1, 1, 1, 2]))
+            for host in range(hosts) if name in whole else draw.sample(range(hosts), copies):
                 held[host].add(Attachment(name, EPOCH, shard))
-        cuts[name] = tuple(shards)
+        datasets[dataset] = DatasetRoute(
+            dataset_id=dataset,
+            epoch=EPOCH,
+            snapshot_id=None,
+            columns=columns,
+            shards=tuple(shards),
+            executors=(),
+            rollups=declared,
+            rollup_rows=tuple(counts) if declared else (),
+        )
     executors = tuple(
         ExecutorRoute(
             worker=WorkerId(f"w{host}"),
@@ -231,21 +256,10 @@ def spread_world(
         )
         for host in range(hosts)
     )
-    datasets = {
-        DatasetId(ACME, name): DatasetRoute(
-            dataset_id=DatasetId(ACME, name),
-            epoch=EPOCH,
-            snapshot_id=None,
-            columns=columns[name],
-            shards=cuts[name],
-            executors=executors,
-            rollups=declared[name],
-            rollup_rows=tuple(counts[name]) if declared[name] else (),
-        )
-        for name in TABLES
-    }
-    routing = RoutingTable(1, datasets, {}, {}, b"")
-    context = PlanContext(tenant=ACME, routing=routing, quota=Quota())
+    datasets = {key: replace(route, executors=executors) for key, route in datasets.items()}
+    context = PlanContext(
+        tenant=ACME, routing=RoutingTable(1, datasets, {}, {}, b""), quota=Quota()
+    )
     return SpreadWorld(plain, sharded, context, seed)
 
 
@@ -258,10 +272,10 @@ def _cut(table: pa.Table, draw: random.Random, name: str) -> list[pa.Table]:
     return [table.slice(a, b - a) for a, b in pairwise(bounds)][:count]
 
 
-def _stats(part: pa.Table) -> tuple[ColumnStats, ...]:
+def _stats(part: pa.Table, known: Set[str]) -> tuple[ColumnStats, ...]:
     """Of the columns that a source would have statistics of."""
     found = []
-    for name in {"x", "day", "carrier", "name"} & set(part.column_names):
+    for name in [name for name in part.column_names if name in known]:
         values = [value for value in part[name].to_pylist() if value is not None]
         found.append(
             ColumnStats(

@@ -11,7 +11,9 @@ import duckdb
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from planner_spread_world import Result, SpreadWorld, plain_database, spread_world
+from planner_spread_world import ACME, Result, SpreadWorld, plain_database, spread_world
+
+from accel_dask.model.ids import DatasetId
 
 WORLDS = 12
 EXAMPLES = int(os.environ.get("ACCEL_TEST_EXAMPLES", "500"))
@@ -94,6 +96,26 @@ select x, name from flights where flag order by all desc limit 4
 select x, name from flights where not flag order by all limit 3 offset 1
 select distinct carrier, name from flights order by all nulls first
 select carrier, -sum(x) as x from flights group by all order by x limit 3
+select carrier, flag, sum(x), grouping(carrier, flag) from flights group by rollup (carrier, flag) order by 1, 2, 4
+select carrier as c, name, count(*) as n from flights group by cube (1, name) having count(*) > 2 order by n desc, c, name limit 9
+select carrier, flag, count(distinct name), max(x) from flights group by grouping sets ((carrier), (flag, carrier), ()) order by 1, 2, 4
+select carrier, sum(x) as s, sum(sum(x)) over (order by carrier) as t, sum(x) / sum(sum(x)) over () as share from flights group by carrier order by carrier
+select carrier, flag, count(*) as n from flights group by 1, flag qualify rank() over (partition by flag order by sum(x) desc) < 3 order by flag, carrier
+select name, median(x), quantile_cont(delay, 0.3) as q, count(*), list(gap order by x) as l from flights where not flag group by name having median(x) > 12 order by median(x) desc, 1 limit 4
+select carrier, arg_max(name, x), arg_min(at, x) filter (where flag) as a, max_by(gap, x), min_by(note, x) from flights group by carrier order by carrier
+select carrier, string_agg(name, ',' order by x desc) as names, count(*) from flights f group by carrier order by 1
+select f.x, f.name, lag(x) over (partition by carrier order by x) as l from flights f order by f.x
+select x, day, row_number() over (partition by x order by day) as r, sum(gap) over w as s from flights window w as (partition by x order by at) order by x, day
+select *, row_number() over (partition by x order by day) as r from flights qualify r = 1 order by x limit 5
+select x, median(gap), list(name order by name) as l, count(*) over (partition by x) as c from flights group by x having count(*) > 0 order by x desc limit 7
+select day, x, quantile_disc(delay, [0.1, 0.9]) as q from flights where carrier < 4 group by x, day order by day, x limit 6 offset 1
+select x, name, rank() over (partition by x order by name) as r from flights where x > 2 qualify rank() over (partition by x order by name) = 1 order by all limit 3
+select distinct x, sum(small) over (partition by x) as s from flights order by s, x limit 8
+select a.label, median(f.x) as m, list(f.x order by f.x) filter (where x > 50) as f from flights f join airlines a using (carrier) group by a.label order by m, 1
+select carrier, first(x order by x) as f, last(x order by x) as l, any_value(carrier) as a from flights group by carrier order by 1
+select distinct on (name) name, x, gap from flights where x > 3 order by name, x desc
+select max(x, 3) as m, min(name, 2) as n, arg_max(name, x, 2) as a, carrier from flights group by carrier order by carrier
+select carrier, count(*) as n, rank() over (order by count(*) desc, carrier) as r from flights group by carrier order by r
 """
 UNORDERED = """
 select count(*), sum(x), avg(gap), min(day), stddev(small) from flights where x > 1000
@@ -155,6 +177,7 @@ select count(*) from flights where day between '2013-01-03' and date '2013-01-05
 select count(*) from flights where gap is null or odd = 'nan'
 select odd, count(*), min(odd), max(odd), sum(odd) from flights group by odd
 select max(x) - min(x) from flights
+select carrier, count(*) as n from flights group by all qualify rank() over (order by sum(x) desc) < 3
 select sum(price * 2) / count(*), sum(x + small), sum(delay) from flights
 select SUM(X), Count(*), f.Name from flights f group by f.Name
 select acme.flights.carrier, max(acme.flights.x) from acme.flights group by acme.flights.carrier
@@ -201,6 +224,33 @@ select 'x' || carrier || 'y' from flights where flag
 select count(*) from (select x from flights order by x limit 7) q
 (select carrier from flights order by x limit 3) union all (select x from hops order by x, leg limit 2)
 with f as (select x, carrier from flights) select carrier, count(*) from f group by carrier
+select product(small + 1), count_if(flag), regr_count(x, delay), sem(x), kurtosis_pop(x), favg(delay), fsum(x), kahan_sum(price) from flights
+select product(small), count_if(flag), regr_count(x, delay), sem(x), arg_max(x, name), any_value(x) from flights where x < 0
+select carrier, product(small + 1), count_if(x > 30), regr_count(x, delay) filter (where flag) from flights group by carrier
+select median(distinct x), bool_or(distinct flag), stddev(distinct gap), product(distinct small) from flights
+select approx_count_distinct(name), approx_count_distinct(x), approx_count_distinct(x + 1), approx_count_distinct(odd) from flights
+select arg_max(x, odd) filter (where x > 3 and x < 40 and odd = 'nan') is not null, arg_min(x, null) from flights
+select arg_max(gap, x), arg_max(note, x) filter (where carrier = 2), arg_min(l, x) from flights
+select mad(x), entropy(carrier), histogram(name), geomean(x + 1), list(distinct carrier order by carrier) from flights
+select string_agg(distinct name, ',' order by name) as s, list(x order by x desc) filter (where flag) as l from flights
+select carrier, list_sort(list(distinct name)) as n from flights group by rollup (carrier)
+select grouping_id(carrier, flag) as g, median(x) from flights group by cube (carrier, flag)
+select count(*), sum(x) from flights group by grouping sets ((), ())
+select upper(name) as u, count(*) from flights group by rollup (upper(name))
+select carrier, count(*) from flights group by rollup (carrier, carrier)
+select sum(x), carrier from flights group by carrier, rollup (flag)
+select count(*) from nothing group by rollup (a)
+select a, count(*), max(b) from nothing group by grouping sets ((a), ())
+select carrier, (select max(leg) from hops) as m, median(x) from flights group by carrier
+select x, row_number() over (order by x) as r from flights where name = 'n3'
+select ntile(3) over (order by x) as n, x from flights f where f.x in (select h.x from hops h)
+select f.x, h.label, count(*) over (partition by f.x) from flights f left join hops h on f.x = h.x
+select f.x, a.label, count(*) over (partition by f.x) as n from flights f join airlines a on a.carrier >= f.carrier
+select carrier, max(x) over (partition by carrier, day) from flights qualify count(*) over (partition by x) > 0
+select median(n) from (select carrier, count(*) as n from flights group by carrier) q
+select carrier + 1 as carrier, median(x) from flights group by carrier
+select x % 3 as carrier, median(x) as x from flights group by 1 having median(flights.x) > 3
+select count(*) over () as n, carrier from flights group by carrier having sum(x) > 10
 with f as (select carrier, sum(x) as s from flights group by carrier) select a.s, b.s from f a join f b on a.carrier = b.carrier + 1
 """
 
@@ -264,6 +314,16 @@ _AGGREGATES = [
     "coalesce(sum({0}gap), -1)",
     "case when count(*) > 5 then 'many' else 'few' end",
     "list({0}x order by {0}x)",
+    "arg_max({0}name, {0}x)",
+    "arg_min({0}gap, {0}x) filter (where {0}flag)",
+    "quantile_disc({0}price, 0.4)",
+    "string_agg({0}name, ',' order by {0}x)",
+    "count(distinct {0}gap) filter (where {0}flag)",
+    "sum(count(*)) over ()",
+    "rank() over (order by count(*), min({0}x))",
+    "approx_count_distinct({0}name)",
+    "median(distinct {0}small)",
+    "mad({0}small)",
 ]
 _SOURCES = [
     ("flights f", ""),
@@ -309,11 +369,19 @@ def _blocks(draw: st.DrawFn, shapes: tuple[str, ...]) -> tuple[str, int]:
         return f"select {distinct}{', '.join(items)} from {source}{where}", len(items)
     calls = draw(st.lists(st.sampled_from(_AGGREGATES), min_size=1, max_size=3, unique=True))
     items = [*keys, *(one.format(q) + f" as a{n}" for n, one in enumerate(calls))]
-    how = draw(st.sampled_from(["names", "positions", "all"]))
+    how = draw(st.sampled_from(["names", "positions", "all", "names", "rollup", "cube", "sets"]))
     group = ""
     if keys:
-        positions = ", ".join(str(n + 1) for n in range(len(keys)))
-        group = " group by " + {"names": ", ".join(keys), "positions": positions, "all": "all"}[how]
+        positions, names = ", ".join(str(n + 1) for n in range(len(keys))), ", ".join(keys)
+        ways = {
+            "names": names,
+            "positions": positions,
+            "all": "all",
+            "rollup": f"rollup ({names})",
+            "cube": f"cube ({positions})",
+            "sets": f"grouping sets (({names}), ({keys[0]}), ())",
+        }
+        group = f" group by {ways[how]}"
     having = draw(st.sampled_from(["", "", " having count(*) > 3", f" having max({q}x) > 40"]))
     return f"select {', '.join(items)} from {source}{where}{group}{having}", len(items)
 
@@ -389,3 +457,47 @@ def test_most_plain_aggregates_move_no_rows(worlds: list[SpreadWorld]) -> None:
             for one in world.plan(sql).fragments[0].inputs:
                 is_replicated = "airlines" not in sql or world.is_replicated("airlines")
                 assert not is_replicated or not one.because.split(": ")[1].startswith("rows")
+
+
+SHAPES = """
+partial results|select carrier, arg_max(name, x), arg_min(x, at) filter (where flag), product(small) from flights group by carrier
+partial results|select approx_count_distinct(name), count_if(flag), regr_count(x, delay), sem(x), favg(delay) from flights
+partial results|select carrier, flag, sum(x), grouping(carrier) from flights group by rollup (carrier, flag)
+partial results|select name, sum(sum(price)) over (order by name) as t from flights group by name
+partial results|select name, count(*) as n from flights group by name qualify rank() over (order by count(*) desc, name) < 4
+partial results|select median(distinct carrier), count(distinct name) from flights
+rows joined and filtered|select name, median(x) as m from flights where x * 2 > 5 group by name
+rows joined and filtered|select string_agg(name, ',' order by x) as names from flights
+rows joined and filtered|select row_number() over (order by at, x) as r, x from flights where length(name) > 1
+"""
+
+
+@pytest.mark.parametrize("line", SHAPES.strip().splitlines())
+def test_shapes_move_no_more_than_they_must(worlds: list[SpreadWorld], line: str) -> None:
+    wanted, _, sql = line.partition("|")
+    found = [one.because for world in worlds for one in world.plan(sql).fragments[0].inputs]
+    assert found
+    assert all(because.split(": ")[1].startswith(wanted) for because in found), found
+
+
+COMPLETE = """
+select x, median(gap) from flights group by x
+select x, count(*) as n from flights group by x having count(*) > 1 order by n desc limit 3
+select *, row_number() over (partition by x order by at) as r from flights qualify r = 1
+select f.x, a.label, rank() over (partition by f.x, f.day order by f.at) as r from flights f left join airlines a using (carrier)
+"""
+
+
+@pytest.mark.parametrize("sql", COMPLETE.strip().splitlines())
+def test_whole_groups_and_partitions_are_computed_where_they_are(
+    worlds: list[SpreadWorld], sql: str
+) -> None:
+    kinds = set()
+    for world in worlds:
+        route = world.context.routing.datasets[DatasetId(ACME, "flights")]
+        has_stats = all(shard.stats for shard in route.shards)
+        for one in world.plan(sql).fragments[0].inputs:
+            is_complete = one.because.split(": ")[1].startswith("complete results")
+            assert has_stats or not is_complete
+            kinds.add(is_complete)
+    assert kinds == {True, False}

@@ -36,6 +36,13 @@ sum(day)
 upper('a')
 min(f.day)
 any_value("select")
+arg_max(f.x, day)
+Mode(x)
+quantile_cont(x, 0.5)
+first(x)
+sum(x) filter (where x > 3)
+Count(*) FILTER(WHERE f.x <> day + 1)
+max(x) filter (where day) / count(*)
 """
 
 
@@ -58,7 +65,19 @@ def test_a_derived_name_is_the_one_that_duckdb_gives(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x // 2", "case when x then 1 end", "x::int", "foo(x)", "x AND y", "-x", "x || 'a'", ""],
+    [
+        "x // 2",
+        "case when x then 1 end",
+        "x::int",
+        "foo(x)",
+        "x AND y",
+        "-x",
+        "x || 'a'",
+        "",
+        "sum(x) filter (where x > 1 and y)",
+        "x > 3",
+        "count_star(x)",
+    ],
 )
 def test_what_is_not_plain_has_no_derived_name(text: str) -> None:
     assert derived_name(text) is None
