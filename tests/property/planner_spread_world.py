@@ -105,6 +105,12 @@ class SpreadWorld:
         return all(shards <= executor.attachments for executor in route.executors)
 
     def run(self, plan: QueryPlan, values: list[object] | None = None) -> Result:
+        return _result(self.relation(plan, values))
+
+    def relation(
+        self, plan: QueryPlan, values: list[object] | None = None
+    ) -> duckdb.DuckDBPyRelation:
+        """The answer of a plan, its parts run one by one."""
         fragment = plan.fragments[0]
         inputs = {}
         for one in fragment.inputs:
@@ -121,7 +127,7 @@ class SpreadWorld:
             columns = "*" if kinds is None else typed_columns(table.schema, kinds)
             cursor.register(f"raw_{name}", table)
             cursor.execute(f"CREATE TEMP VIEW {name} AS SELECT {columns} FROM raw_{name}")
-        return _result(cursor.sql(fragment.sql, params=_picked(fragment.parameters, values)))
+        return cursor.sql(fragment.sql, params=_picked(fragment.parameters, values))
 
     def _part(self, part: Part, values: list[object] | None) -> pa.Table:
         self._check(part)

@@ -269,6 +269,8 @@ class QueryWriter:
             items, kinds = [*items, item], (*kinds, kind)
         distinct = "DISTINCT " if form == "distinct" else ""
         sql = f"SELECT {distinct}{_named(items)} FROM {source.sql}{where}"
+        if form == "window" and self._choose.chance(20):
+            sql += f" QUALIFY {self._window(source)[0]} <= {self._choose.integer(0, 3)}"
         if depth > 0 and self._choose.chance(10):
             sql = f"({sql}{self._order(range(len(items)))}{self._limit()})"
         return Selected(sql, kinds)
@@ -282,14 +284,46 @@ class QueryWriter:
         items, kinds = self._aggregates(source, may_be_inexact)
         numbers = ", ".join(str(index + 1) for index in range(len(keys)))
         group = choose.pick(["ALL", numbers, ", ".join(keys)])
-        if choose.chance(10):
-            group = f"{choose.pick(['ROLLUP', 'CUBE'])} ({', '.join(keys)})"
+        if choose.chance(20):
+            group = self._groupings(keys)
+            items, kinds = [*items, f"grouping({keys[0]})"], (*kinds, "int")
         having = ""
         if choose.chance(30):
             item, kind = self._aggregate(source, inexact=False)
             having = f" HAVING {self._comparison(item, kind)}"
+        if choose.chance(15):
+            item, kind = self._group_window(source, keys)
+            items, kinds = [*items, item], (*kinds, kind)
+        if choose.chance(8) and group != "ALL":
+            having += f" QUALIFY {self._group_window(source, keys)[0]} < {choose.integer(1, 6)}"
         sql = f"SELECT {_named([*keys, *items])} FROM {source.sql}{where} GROUP BY {group}{having}"
         return Selected(sql, (*key_kinds, *kinds))
+
+    def _groupings(self, keys: Sequence[str]) -> str:
+        """Several ways to group at once."""
+        every = ", ".join(keys)
+        return self._choose.pick(
+            [
+                f"ROLLUP ({every})",
+                f"CUBE ({every})",
+                f"GROUPING SETS (({every}), ({keys[-1]}), ())",
+                f"GROUPING SETS (({keys[0]}), ({every}))",
+            ]
+        )
+
+    def _group_window(self, source: Source, keys: Sequence[str]) -> tuple[str, str]:
+        """A window over the rows of a grouped result. Rows that tie get the same value."""
+        choose = self._choose
+        partition = choose.pick(["", "", f"PARTITION BY {keys[0]} "])
+        number = self.expression(source, "int", 0)
+        order = choose.pick(["count(*)", f"max({number})", f"sum({number}) DESC"])
+        return choose.pick(
+            [
+                (f"rank() OVER ({partition}ORDER BY {order})", "int"),
+                (f"sum(count(*)) OVER ({partition})", "int"),
+                (f"max(min({number})) OVER ({partition}ORDER BY {order})", "int"),
+            ]
+        )
 
     def _aggregates(self, source: Source, inexact: bool) -> tuple[list[str], tuple[str, ...]]:
         found = [self._aggregate(source, inexact) for _ in range(self._choose.integer(1, 4))]
@@ -318,18 +352,57 @@ class QueryWriter:
             (f"string_agg({column}::VARCHAR, ',' ORDER BY {column})", "str"),
             (f"list({column} ORDER BY {column} DESC NULLS FIRST)", "other"),
         ]
+        ordinal = self.expression(source, "int", 1)
+        options += [
+            (f"count_if({self.condition(source, 1)})", "int"),
+            (f"regr_count({value}, {ordinal})", "int"),
+            (f"approx_count_distinct({argument})", "int"),
+            (f"product(({ordinal} % 3))", "dbl"),
+            (f"median(DISTINCT {value})", "dbl" if number != "dec" else "other"),
+            (f"quantile_cont({value}, 0.7)", "dbl" if number != "dec" else "other"),
+            (f"quantile_disc({argument}, [0.1, 0.5])", "other"),
+            (f"mad({ordinal})", "other"),
+            (f"histogram({column})", "other"),
+            (f"max({ordinal}, 2)", "other"),
+            (f"first({column} ORDER BY {column})", "other"),
+            (f"last({column}::VARCHAR ORDER BY {column} NULLS FIRST)", "str"),
+            (f"list(DISTINCT {column} ORDER BY {column})", "other"),
+            (f"string_agg(DISTINCT {column}::VARCHAR, '-' ORDER BY {column}::VARCHAR)", "str"),
+            self._extreme(source),
+        ]
         if inexact:
-            options += [(f"{name}({value})", "inexact") for name in ("stddev", "var_pop")]
+            names = ("stddev", "var_pop", "sem", "entropy", "fsum")
+            options += [(f"{name}({value})", "inexact") for name in names]
         item, result = choose.pick(options)
         if choose.chance(15):
             item += f" FILTER (WHERE {self.condition(source, 1)})"
         return item, result
 
+    def _extreme(self, source: Source) -> tuple[str, str]:
+        """A value of the row with the largest or smallest id, which is of one row, or of equal
+        ones."""
+        ids = [column.sql for column in source.columns if column.sql.endswith(".id")]
+        if not ids:
+            return "any_value(1)", "int"
+        by = self._choose.pick(ids)
+        own = [one for one in source.columns if one.sql.split(".")[0] == by.split(".")[0]]
+        value = self._choose.pick(own)
+        return self._choose.pick(
+            [
+                (f"arg_max({value.sql}, {by})", value.kind),
+                (f"min_by({value.sql}, {by})", value.kind),
+                (f"arg_max({value.sql}, {by}, 2)", "other"),
+                (f"string_agg({value.sql}::VARCHAR, '' ORDER BY {by})", "str"),
+                (f"list({value.sql} ORDER BY {by} DESC)", "other"),
+            ]
+        )
+
     def _window(self, source: Source) -> tuple[str, str]:
         choose = self._choose
         partition = ""
         if choose.chance(70):
-            partition = f"PARTITION BY {self._column(source, choose.pick(['int', 'date']))} "
+            keys = [self._column(source, choose.pick(["int", "date", "str"])) for _ in range(2)]
+            partition = f"PARTITION BY {', '.join(keys[: choose.pick([1, 1, 2])])} "
         order = f"ORDER BY {self._column(source, choose.pick(['date', 'int', 'dec']))}"
         # Peers get the same value, so ties do not matter.
         return choose.pick(

@@ -1,0 +1,103 @@
+"""Random queries over random tables, cut at random over executors, answer as plain DuckDB does.
+
+Executors are simulated (see `planner_spread_world`), so that there can be many queries; the same
+writer's queries go through a whole cluster in `test_distributed_queries`.
+`ACCEL_RANDOM_SPREAD_QUERIES` says how many, `ACCEL_RANDOM_SEED` which.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+import duckdb
+import pyarrow as pa
+import pytest
+from answers import difference, plain_answer, to_answer
+from planner_spread_world import SpreadWorld, world_of
+from random_queries import QueryWriter, RandomQuery, SeededChoices, World, make_world
+
+from accel_dask.errors import QueryError
+
+QUERIES: Final = int(os.environ.get("ACCEL_RANDOM_SPREAD_QUERIES", "2000"))
+SEED: Final = int(os.environ.get("ACCEL_RANDOM_SEED", "1"))
+BATCHES: Final = 20
+"""Each in a world of its own."""
+KNOWN: Final = frozenset(["id", "k", "n", "d", "s", "moment", "m"])
+"""Columns that have statistics."""
+REFUSED: Final = "refused"
+
+pytestmark = pytest.mark.timeout(120 + QUERIES // 4)
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect(config={"threads": 1}) as plain:
+        yield plain
+
+
+def spread(plain: duckdb.DuckDBPyConnection, number: int) -> tuple[SpreadWorld, World]:
+    """A random world of its own, on two to four executors."""
+    seed = SEED * 10_000 + number
+    draw = random.Random(seed)
+    world = make_world(plain, f"w{number}", seed)
+    whole = {layout.table for layout in world.layouts if layout.spread == "everywhere"}
+    cuts = {layout.table: _cut(plain, layout.table, layout.split_by) for layout in world.layouts}
+    if len(cuts[world.table("fact")]) < 3:  # then nothing would be spread
+        cuts[world.table("fact")] = _cut(plain, world.table("fact"), "id % 5")
+    for layout in world.layouts:
+        cuts[layout.table] += [cuts[layout.table][0].slice(0, 0)] * layout.empty
+    return world_of(draw, plain, cuts, whole, draw.choice([2, 3, 4]), KNOWN), world
+
+
+def _cut(plain: duckdb.DuckDBPyConnection, table: str, split_by: str) -> list[pa.Table]:
+    by = split_by or "0"
+    values = plain.sql(f"SELECT DISTINCT {by} FROM {table} ORDER BY 1").fetchall()
+    parts = [
+        plain.execute(f"FROM {table} WHERE {by} IS NOT DISTINCT FROM ?", [value]).to_arrow_table()
+        for (value,) in values
+    ]
+    return parts or [plain.sql(f"FROM {table}").to_arrow_table()]
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_random_queries_over_simulated_executors(
+    plain: duckdb.DuckDBPyConnection, batch: int
+) -> None:
+    simulated, world = spread(plain, batch)
+    kinds: Counter[str] = Counter()
+    for number in range(QUERIES // BATCHES):
+        query = QueryWriter(SeededChoices(f"{SEED}/{batch}/{number}"), world).query()
+        try:
+            kinds.update(check(simulated, query))
+        except AssertionError as error:
+            raise AssertionError(f"{SEED}/{batch}/{number}: {query.sql}\n{error}") from error
+    print(dict(kinds))
+    assert kinds[REFUSED] <= QUERIES // BATCHES // 10
+    assert sum(kinds.values()) > QUERIES // BATCHES // 4
+
+
+def check(simulated: SpreadWorld, query: RandomQuery) -> list[str]:
+    """Ask both; what was moved between executors, or `REFUSED`."""
+    try:
+        expected = plain_answer(simulated.plain, query.sql)
+    except duckdb.Error:
+        # The writer does not know all that DuckDB does not do.
+        with pytest.raises((duckdb.Error, QueryError)):
+            simulated.relation(simulated.plan(query.sql)).fetchall()
+        return [REFUSED]
+    try:
+        plan = simulated.plan(query.sql)
+    except QueryError:
+        return [REFUSED]
+    fragment = plan.fragments[0]
+    try:
+        found = to_answer(simulated.relation(plan).to_arrow_table())
+    except duckdb.Error as error:
+        raise AssertionError(f"{error}\n{fragment.sql}") from error
+    wrong = difference(expected, found, query.order)
+    assert not wrong, f"{wrong}\n{fragment.sql}"
+    return [one.because.split(": ")[1].split(" of ")[0] for one in fragment.inputs]
