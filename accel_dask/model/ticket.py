@@ -56,8 +56,9 @@ class Input:
     """As `input_0`."""
     pieces: tuple[Piece, ...]
     max_rows: int
+    """While this one is fetched: of all inputs of the ticket together."""
     max_bytes: int
-    """Of Arrow buffers, over all pieces."""
+    """As `max_rows`, in bytes of Arrow buffers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.ids import ShardId
 from accel_dask.model.routing import DatasetRoute
 from accel_dask.model.snapshot import Column, ColumnStats
+from accel_dask.model.ticket import DATA_TABLE
 
 _MAX_SHARDS: Final = 4096
 
@@ -20,6 +21,8 @@ def disjoint_columns(
 ) -> frozenset[str]:
     """Those of the columns `names` no value of which, NULL included, is in two of `parts`; names
     are in lower case. What statistics do not say for certain is not so."""
+    if route.table != DATA_TABLE:  # statistics are of the data
+        return frozenset()
     places = {shard: place for place, part in enumerate(parts) for shard in part}
     if len(places) > _MAX_SHARDS:
         return frozenset()

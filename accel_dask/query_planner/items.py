@@ -8,6 +8,7 @@ from typing import Final
 from sqlglot import exp
 
 from accel_dask.query_planner.blocks import Block, NotMergeable, own_nodes, source_parts
+from accel_dask.query_planner.columns import least_width
 from accel_dask.query_planner.names import derived_name
 from accel_dask.query_planner.physical import SplicedText, quoted
 from accel_dask.query_planner.plan import Edit, Scan
@@ -91,6 +92,15 @@ class SourceWriter:
             self._write_item(item)
         for clause in self._clauses():
             self._replace(clause, is_item=isinstance(clause, exp.Group | exp.Distinct))
+
+    @property
+    def width(self) -> int:
+        """Bytes that the spread table's columns in a row have at least."""
+        spread = self._block.spread
+        name = spread.reference.node.alias_or_name.lower()
+        names = {column for source, column in self._known if source == name}
+        used = [column for column in spread.route.columns if column.name.lower() in names]
+        return sum(least_width(column.type) for column in used)
 
     def _clauses(self) -> Iterator[exp.Expr]:
         """What stands behind WHERE, and DISTINCT ON."""

@@ -74,6 +74,8 @@ class Merge:
     block: Block
     why: str = ""
     """Why its parts are not partial results, if they could be thought to be."""
+    width: int = 0
+    """Bytes that a row of the spread table's columns has at least, for a block of rows."""
     columns: list[PartColumn] = field(default_factory=list)
     items: list[tuple[str, str]] = field(default_factory=list)
     """Of the result of rows: text over the parts' columns, and name in quotes."""
@@ -288,6 +290,7 @@ class _Writer:
         if not merge.columns:
             merge.columns = [PartColumn(f"{_ITEM}0", "1")]
         merge.edits = writer.edits
+        merge.width = writer.width
         return merge
 
     def _row_order(self, merge: Merge, by: exp.Expr) -> tuple[str, str]:

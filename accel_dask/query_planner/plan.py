@@ -125,6 +125,7 @@ class PartInput:
     name: str
     parts: tuple[Part, ...]
     max_rows: int
+    """Of all inputs of the fragment together, as `max_bytes`."""
     max_bytes: int
     rows: int | None
     """An upper bound from statistics."""

@@ -15,7 +15,7 @@ from sqlglot import exp
 
 from accel_dask.errors import ScanLimit, UnsupportedQuery
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import ShardId
+from accel_dask.model.ids import DatasetId, ShardId
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute
 from accel_dask.model.snapshot import Column
 from accel_dask.query_planner.blocks import (
@@ -101,6 +101,10 @@ class _Splitter:
         """By the table's node: why its SELECT is not answered part by part."""
         self._reads: _Reads = []
         self._known: dict[tuple[_PartSql, ...], str] = {}
+        self._gathered: dict[
+            tuple[DatasetId, tuple[tuple[ShardId, ...], ...]], tuple[int, int]
+        ] = {}
+        """Rows and bytes that are gathered for certain, of each dataset's shares."""
         self.inputs: list[PartInput] = []
 
     def split(self) -> None:
@@ -192,6 +196,11 @@ class _Splitter:
         spread = merge.block.spread
         own, shares = self._by_executor(spread)
         others = [(scan.route, tuple(shard_ids(scan))) for scan in merge.block.others]
+        if merge.block.kind is BlockKind.SOURCE:
+            select = merge.block.select
+            self._why_not[id(spread.reference.node)] = merge.why
+            if not select.args.get("where") and not select.args.get("joins"):
+                self._check(spread, merge.width, [shards for _, shards in shares])
         what = f"{merge.block.kind.value} of {spread.route.dataset_id}"
         if merge.why:
             what += f", because {merge.why}"
@@ -226,7 +235,9 @@ class _Splitter:
             )
             return
         conditions = self._conditions(scan)
-        self._check(scan, columns, [shards for _, shards in shares], is_filtered=bool(conditions))
+        if not conditions:
+            width = sum(least_width(column.type) for column in columns)
+            self._check(scan, width, [shards for _, shards in shares])
         why = self._why_not.get(id(scan.reference.node), "")
         name = self._input(
             scan,
@@ -285,25 +296,23 @@ class _Splitter:
         self._known[parts] = name
         return name
 
-    def _check(
-        self,
-        scan: Scan,
-        columns: tuple[Column, ...],
-        shares: list[tuple[ShardId, ...]],
-        *,
-        is_filtered: bool,
-    ) -> None:
-        """Refuse what cannot fit, if that is certain."""
+    def _check(self, scan: Scan, width: int, shares: list[tuple[ShardId, ...]]) -> None:
+        """Refuse what cannot fit, if that is certain: all rows of these shares, of which each
+        has `width` bytes at least."""
         rows = _count(scan.route, [shard for shards in shares for shard in shards])
-        if rows is None or is_filtered:
+        # Two references may share one input.
+        known = self._gathered.get((scan.route.dataset_id, tuple(shares)), (0, 0))
+        if rows is None or (rows, rows * width) <= known:
             return
-        size = rows * sum(least_width(column.type) for column in columns)
+        self._gathered[scan.route.dataset_id, tuple(shares)] = (rows, rows * width)
+        rows = sum(found for found, _ in self._gathered.values())
+        size = sum(found for _, found in self._gathered.values())
         limits = self._limits
         if rows <= limits.max_gather_rows and size <= limits.max_gather_bytes:
             return
         why = self._why_not.get(id(scan.reference.node), "it is not aggregated by itself")
         raise ScanLimit(
-            f"the query must gather {rows:,} rows ({size:,} bytes or more) of "
+            f"the query must gather {rows:,} rows ({size:,} bytes or more), the last of them of "
             f"{scan.reference.table} (FROM {scan.reference.table}) from several executors, "
             f"because {why}; the limits of tenant {self._tenant} are {limits.max_gather_rows:,} "
             f"rows (max_gather_rows) and {limits.max_gather_bytes:,} bytes (max_gather_bytes); "

@@ -16,7 +16,6 @@ from types import MappingProxyType
 import duckdb
 import pyarrow as pa
 
-from accel_dask.model.dataset import Rollup
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
@@ -220,9 +219,7 @@ def world_of(
             for column, kind in zip(described.columns, described.types, strict=True)
         )
         dataset = DatasetId(ACME, name)
-        declared = resolve_rollups(
-            dataset, [*map(parse_rollup, rollups.get(name, ()))], columns
-        )
+        declared = resolve_rollups(dataset, [*map(parse_rollup, rollups.get(name, ()))], columns)
         shards, counts = [], []
         for index, part in enumerate(parts):
             shard = ShardId(f"{seed:08x}{number:08x}{index:016x}")

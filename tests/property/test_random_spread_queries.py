@@ -75,9 +75,9 @@ def test_random_queries_over_simulated_executors(
             kinds.update(check(simulated, query))
         except AssertionError as error:
             raise AssertionError(f"{SEED}/{batch}/{number}: {query.sql}\n{error}") from error
-    print(dict(kinds))
+    print(batch, dict(kinds))
     assert kinds[REFUSED] <= QUERIES // BATCHES // 10
-    assert sum(kinds.values()) > QUERIES // BATCHES // 4
+    assert sum(kinds.values()) > kinds[REFUSED]
 
 
 def check(simulated: SpreadWorld, query: RandomQuery) -> list[str]:

@@ -107,7 +107,7 @@ string_agg is called with more than a column | select string_agg(name, ',' order
 max is called with more than a column | select max(name, 2) from flights
 x is not one of its dimensions | select count(distinct x) from flights
 delay is not one of its dimensions | select sum(price) filter (where delay > 2) as s from flights
-a column of it has a name that only DuckDB knows | select count(*) filter (where flag) from flights
+a column of it has a name that only DuckDB knows | select count(*) filter (where flag or flag) from flights
 a join of it may add rows | select count(*) from flights full join airlines using (carrier)
 a join of it may add rows | select count(*) from flights right join airlines using (carrier)
 a join of it may add rows | select count(*) from airlines left join flights using (carrier)

@@ -369,7 +369,9 @@ class Fetch:
         one, rows, size = share.of, batch.num_rows, batch.nbytes
         with self._lock:
             self._check_wanted(share, call)
-            self._check_limits(one, self._rows[one.name] + rows, self._bytes[one.name] + size)
+            # They bound the query: all of its inputs together.
+            total_rows, total_bytes = sum(self._rows.values()), sum(self._bytes.values())
+            self._check_limits(one, total_rows + rows, total_bytes + size)
             self._peers.memory.reserve(size)
             self._rows[one.name] += rows
             self._bytes[one.name] += size
