@@ -81,6 +81,9 @@ class Registration:
             except AccelError as error:
                 log.warning("%s could not renew its record: %s", self.gateway, error)
                 self._pause(_RETRY_SECONDS, until=lambda: self._is_closing)
+            except Exception:  # without the thread the gateway would seem to be gone
+                log.exception("%s could not renew its record", self.gateway)
+                self._pause(_RETRY_SECONDS, until=lambda: self._is_closing)
             else:
                 self._pause(
                     _REFRESH_SECONDS,

@@ -88,10 +88,19 @@ class RoutingTable:
         """Signs tickets and bearer tokens; empty before the cluster has one."""
         self.declared = frozenset(declared)
         """All datasets that there are, also those without a READY epoch."""
+        self.alike = MappingProxyType(_alike({*self.declared, *self.datasets}))
+        """Names that differ in their case only, by tenant and the name in lower case."""
 
     def datasets_of(self, tenant: TenantId) -> tuple[DatasetRoute, ...]:
         """In order of their names."""
         return tuple(self.datasets[key] for key in sorted(self.datasets) if key.tenant == tenant)
+
+
+def _alike(datasets: Iterable[DatasetId]) -> dict[tuple[TenantId, str], tuple[str, ...]]:
+    names: dict[tuple[TenantId, str], list[str]] = {}
+    for dataset in datasets:
+        names.setdefault((dataset.tenant, dataset.name.lower()), []).append(dataset.name)
+    return {key: tuple(sorted(found)) for key, found in names.items() if len(found) > 1}
 
 
 def build_routing(view: ClusterView) -> RoutingTable:

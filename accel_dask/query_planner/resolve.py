@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from accel_dask.errors import NotResident, UnknownTable
+from accel_dask.errors import InvalidQuery, NotResident, UnknownTable
 from accel_dask.model.routing import DatasetRoute
 from accel_dask.query_planner.plan import (
     CATALOG,
@@ -20,6 +20,7 @@ def resolve(draft: QueryDraft, context: PlanContext) -> QueryDraft:
     """Find each table's dataset.
 
     Raises:
+        InvalidQuery: two datasets have that name but for its case.
         UnknownTable: the tenant has no such dataset. Whether another has, is not told.
         NotResident: the tenant has it, but no epoch of it is READY yet.
     """
@@ -43,6 +44,7 @@ def _route_of(
     is_own = qualifiers in ([], [tenant], [CATALOG, tenant])
     route = own.get(reference.table.lower()) if is_own else None
     if route is not None:
+        _check_alone(route, context)
         return route
     declared = {
         dataset.name.lower()
@@ -55,6 +57,16 @@ def _route_of(
             "answered as soon as its first publish has been loaded"
         )
     raise UnknownTable(_unknown(reference, own, context))
+
+
+def _check_alone(route: DatasetRoute, context: PlanContext) -> None:
+    """SQL does not tell names apart by their case, and the wrong table must not be read."""
+    alike = context.routing.alike.get((context.tenant, route.dataset_id.name.lower()))
+    if alike:
+        raise InvalidQuery(
+            f"tenant {context.tenant} has datasets {', '.join(alike)}, which SQL does not tell "
+            "apart; one of them must be declared under another name"
+        )
 
 
 def _unknown(reference: TableReference, own: dict[str, DatasetRoute], context: PlanContext) -> str:

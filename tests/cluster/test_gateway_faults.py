@@ -16,7 +16,7 @@ import pytest
 from pyarrow import flight
 from spread_site import SALES, SpreadSite
 
-from accel_dask.errors import AccelError, ExecutorUnavailable
+from accel_dask.errors import AccelError, DeadlineExceeded, ExecutorUnavailable
 from accel_dask.flight_errors import from_flight
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.worker_plugin.running_executor import RunningExecutor
@@ -164,6 +164,38 @@ def test_a_query_that_only_a_hung_executor_can_answer_fails_before_its_deadline(
     assert isinstance(asked.error, ExecutorUnavailable)
     assert "does not answer" in str(asked.error)
     assert asked.seconds < DEADLINE_SECONDS / 2
+
+
+ENDLESS = {
+    "whole": (
+        "select count(*) from sales a, sales b, stores c, stores d where a.id >= 21000 "
+        "and b.id >= 21000 and a.ratio + b.ratio + c.store + d.store < -1"
+    ),
+    "spread": "select count(*) from sales a, sales b, stores c where a.ratio + b.ratio < -c.store",
+}
+
+
+@pytest.mark.parametrize("sql", ENDLESS.values(), ids=ENDLESS)
+def test_at_its_deadline_a_query_ends_for_its_client_and_for_the_cpu(
+    site: SpreadSite, sql: str
+) -> None:
+    started = time.monotonic()
+    kind, told = site.refusal(sql, {"x-accel-deadline-ms": "300"})
+    assert time.monotonic() - started < 1.0
+    assert (kind, "300 ms" in told) == (DeadlineExceeded, True)
+    deadline = time.monotonic() + 2
+    while any(in_flight(executor) for executor in site.executors.values()):
+        assert time.monotonic() < deadline
+    pids = [executor.pid for executor in site.executors.values()]
+    used = sum(map(cpu_ns, pids))
+    time.sleep(0.3)
+    assert sum(map(cpu_ns, pids)) - used < 0.1e9
+    assert site.receipt()["outcome"] == "DEADLINE_EXCEEDED"
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of another process (see clock_getcpuclockid(3))."""
+    return time.clock_gettime_ns((~pid << 3) | 2)
 
 
 # After it: a clear error, soon.

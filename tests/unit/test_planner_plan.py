@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from accel_dask.errors import NotResident, UnknownTable
+from accel_dask.errors import InvalidQuery, NotResident, UnknownTable
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
@@ -149,6 +149,14 @@ def test_a_typing_error_is_answered_with_the_tenants_own_names_only() -> None:
     with pytest.raises(UnknownTable) as refused:
         plan_query("select * from secret", context(ROUTING))
     assert "mean" not in str(refused.value)
+
+
+def test_names_that_differ_in_their_case_only_are_never_guessed_at() -> None:
+    routing = table(declared=(DatasetId(ACME, "Flights"),))
+    with pytest.raises(InvalidQuery, match="datasets Flights, flights, which SQL does not tell"):
+        plan_query("select count(*) from FLIGHTS", context(routing))
+    others = table(declared=(DatasetId(RIVAL, "FLIGHTS"),))
+    assert plan_query("select count(*) from FLIGHTS", context(others)).datasets
 
 
 def test_a_declared_dataset_without_an_epoch_is_not_resident() -> None:
