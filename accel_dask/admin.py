@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from accel_dask.errors import ConfigError, LoadError
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset, PublishRequest
+from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.tenant import Quota, Tenant, User, hash_token
@@ -95,6 +95,13 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
     ):
         if value < 1:
             raise ConfigError(f"dataset {dataset.dataset_id}: {field} must be at least 1")
+    if dataset.hot_shards is not None and dataset.cold is ColdPolicy.REFUSE:
+        raise ConfigError(
+            f"dataset {dataset.dataset_id}: hot_shards leaves the others cold, and cold is "
+            '"refuse"; allow it, or hold all shards'
+        )
+    if dataset.hot_shards is not None and dataset.hot_shards < 0:
+        raise ConfigError(f"dataset {dataset.dataset_id}: hot_shards must be 0 or more")
     if dataset.poll_seconds < 0:
         raise ConfigError(f"dataset {dataset.dataset_id}: poll_seconds must be 0 (never) or more")
     for other in view.records(Dataset):

@@ -34,7 +34,7 @@ from accel_dask.errors import AccelError, ConfigError, StoreUnavailable, WaitTim
 from accel_dask.flight_errors import from_flight
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset, SourceSpec, Spread
+from accel_dask.model.dataset import ColdPolicy, Dataset, SourceSpec, Spread
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.scheduler_plugin.waiting import request_waits_for, waiting_for
@@ -277,6 +277,10 @@ def tenant_create(
     concurrency: Annotated[int, typer.Option(help="Queries at once.")] = 4,
     deadline_ms: Annotated[int, typer.Option(help="Longest time of one query.")] = 10_000,
     max_result_rows: Annotated[int, typer.Option(help="Rows of one answer.")] = 1_000_000,
+    cold_mib: Annotated[int, typer.Option(help="Memory of a cold executor, in MiB.")] = 384,
+    max_cold_scan_mib: Annotated[
+        int, typer.Option(help="Source bytes that one query may read cold, in MiB.")
+    ] = 512,
     config: ConfigOption = None,
 ) -> None:
     """Create a tenant (or change its quota) and give it a user of the same name."""
@@ -287,6 +291,8 @@ def tenant_create(
         concurrency=concurrency,
         deadline_ms=deadline_ms,
         max_result_rows=max_result_rows,
+        cold_memory_bytes=cold_mib * MIB,
+        max_cold_scan_bytes=max_cold_scan_mib * MIB,
     )
     with _store(config) as store:
         is_new = read_view(store).tenant(TenantId(name)) is None
@@ -318,6 +324,14 @@ def dataset_create(
         Spread, typer.Option(help="Lay shards together, spread over hosts, or on every host.")
     ] = Spread.TOGETHER,
     poll_seconds: Annotated[float, typer.Option(help="Look for new snapshots; 0: never.")] = 0.0,
+    cold: Annotated[
+        ColdPolicy,
+        typer.Option(help="May shards that are not in memory be read from the source's files?"),
+    ] = ColdPolicy.REFUSE,
+    hot_shards: Annotated[
+        int | None,
+        typer.Option(help="With --cold allow: hold only the last N shards (default: what fits)."),
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Declare a dataset (or change its declaration). `publish` brings it into memory."""
@@ -345,6 +359,8 @@ def dataset_create(
         replicas=replicas,
         spread=spread,
         poll_seconds=poll_seconds,
+        cold=cold,
+        hot_shards=hot_shards,
     )
     with _store(config) as store:
         admin.create_dataset(store, declared)

@@ -6,8 +6,8 @@ from rich.table import Table
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset
-from accel_dask.model.epoch import ShardSummary
-from accel_dask.model.executor import Executor, ExecutorPlan
+from accel_dask.model.epoch import Epoch, ShardSummary
+from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
 from accel_dask.model.member import Gateway, Worker
 from accel_dask.model.replica import Replica
 from accel_dask.model.tenant import MIB
@@ -46,11 +46,17 @@ def _epochs(view: ClusterView) -> Table:
                 str(epoch.number),
                 epoch.state.value,
                 f"{rows:,}",
-                f"{sum(1 for s in epoch.shards if view.ready_replicas(s.shard_id))}"
-                f"/{len(epoch.shards)}",
+                _shards(view, epoch),
                 epoch.reason,
             )
     return table
+
+
+def _shards(view: ClusterView, epoch: Epoch) -> str:
+    ready = sum(1 for shard in epoch.shards if view.ready_replicas(shard.shard_id))
+    placement = view.placement(epoch.dataset_id, epoch.number)
+    cold = len(placement.cold_shards) if placement else 0
+    return f"{ready}/{len(epoch.shards)}" + (f", {cold} cold" if cold else "")
 
 
 def _rows(view: ClusterView, shard: ShardSummary) -> int:
@@ -61,7 +67,15 @@ def _rows(view: ClusterView, shard: ShardSummary) -> int:
 
 def _executors(view: ClusterView) -> Table:
     table = Table(
-        "tenant", "host", "generation", "state", "memory", "of", "datasets", title="Executors"
+        "tenant",
+        "host",
+        "generation",
+        "kind",
+        "state",
+        "memory",
+        "of",
+        "datasets",
+        title="Executors",
     )
     running = {e.path[1:]: e for e in view.records(Executor)}
     for plan in view.records(ExecutorPlan):
@@ -71,9 +85,14 @@ def _executors(view: ClusterView) -> Table:
             plan.tenant,
             plan.worker,
             str(plan.generation),
+            plan.kind.value,
             executor.state.value if executor else "starting",
             _mib(executor.resident_bytes) if executor else "",
-            _mib(plan.quota.executor_memory_bytes),
+            _mib(
+                plan.quota.cold_memory_bytes
+                if plan.kind is ExecutorKind.COLD
+                else plan.quota.executor_memory_bytes
+            ),
             ", ".join(epochs),
         )
     return table

@@ -167,6 +167,7 @@ _DATASETS: Final[Columns] = (
     ("served for", "n", _age("since_seconds")),
     ("rows", "n", _count("rows")),
     ("shards READY", "n", lambda row: f"{row['shards_ready']} / {row['shards']}"),
+    ("cold", "n", _count("shards_cold")),
     ("replicas", "n", _count("replicas")),
     ("bytes in memory", "n", _size("bytes")),
     ("source", "s", _text("source")),
@@ -187,12 +188,14 @@ _EPOCHS: Final[Columns] = (
     ("for", "n", _age("age_seconds")),
     ("snapshot", "s", _text("snapshot")),
     ("shards READY", "n", lambda row: f"{row['shards_ready']} / {row['shards']}"),
+    ("cold", "n", _count("shards_cold")),
     ("reason", "why", _why),
 )
 _EXECUTORS: Final[Columns] = (
     ("tenant", "s", _text("tenant")),
     ("host", "s", _text("host")),
     ("generation", "n", _text("generation")),
+    ("kind", "s", _text("kind")),
     ("state", "s", _state),
     ("epochs", "why", lambda row: escape(", ".join(row["epochs"]))),
     ("shards and process, of the tenant's budget on the host", "s", _executor_memory),

@@ -11,7 +11,7 @@ from typing import Any
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, PublishRequest
 from accel_dask.model.epoch import Epoch
-from accel_dask.model.executor import Executor, ExecutorPlan
+from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
 from accel_dask.model.member import Gateway, Worker
 from accel_dask.model.replica import Replica
 from accel_dask.scheduler_plugin.budget import shard_sizes
@@ -64,6 +64,7 @@ def _dataset(view: ClusterView, dataset: Dataset, now_ns: int) -> Row:
         "rows": sum(rows),
         "shards": len(shards),
         "shards_ready": sum(bool(view.ready_replicas(shard.shard_id)) for shard in shards),
+        "shards_cold": _cold(view, epoch) if epoch else 0,
         "replicas": min(epoch.replicas if epoch else dataset.wanted_replicas, len(view.workers)),
         "bytes": sum(sizes),
     }
@@ -90,6 +91,7 @@ def _epoch(view: ClusterView, epoch: Epoch, now_ns: int) -> Row:
         "snapshot": str(epoch.snapshot_id) if epoch.snapshot_id else "",
         "shards": len(epoch.shards),
         "shards_ready": ready,
+        "shards_cold": _cold(view, epoch),
         "reason": epoch.reason,
         "waiting_for": waiting_for(view, epoch),
         "story": [
@@ -101,6 +103,11 @@ def _epoch(view: ClusterView, epoch: Epoch, now_ns: int) -> Row:
             for line in epoch.story
         ],
     }
+
+
+def _cold(view: ClusterView, epoch: Epoch) -> int:
+    placement = view.placement(epoch.dataset_id, epoch.number)
+    return len(placement.cold_shards) if placement else 0
 
 
 def _request(view: ClusterView, request: PublishRequest, now_ns: int) -> Row:
@@ -118,22 +125,28 @@ def _executor(view: ClusterView, plan: ExecutorPlan) -> Row:
     executor: Executor | None = executor_of(view, plan)
     shards = {attachment.shard_id for attachment in plan.attachments}
     sizes = shard_sizes(view)
+    is_cold = plan.kind is ExecutorKind.COLD
     tenant = view.tenant(plan.tenant)
     quota = tenant.quota if tenant else plan.quota
     return {
         "tenant": plan.tenant,
         "host": plan.worker,
         "generation": plan.generation,
+        "kind": plan.kind.value,
         "state": executor.state.value if executor else "STARTING",
         "reason": executor.reason if executor else "",
         "pid": executor.pid if executor else 0,
         "start_ms": executor.start_ms if executor else 0,
         "epochs": sorted({f"{a.dataset}@{a.epoch}" for a in plan.attachments}),
         "shards": len(shards),
-        "shard_bytes": sum(sizes.get(shard, 0) for shard in shards),
+        "shard_bytes": 0 if is_cold else sum(sizes.get(shard, 0) for shard in shards),
         "resident_bytes": executor.resident_bytes if executor else 0,
-        "executor_memory_bytes": plan.quota.executor_memory_bytes,
-        "memory_bytes_per_host": quota.memory_bytes_per_host,
+        "executor_memory_bytes": (
+            plan.quota.cold_memory_bytes if is_cold else plan.quota.executor_memory_bytes
+        ),
+        "memory_bytes_per_host": (
+            quota.cold_memory_bytes if is_cold else quota.memory_bytes_per_host
+        ),
     }
 
 
