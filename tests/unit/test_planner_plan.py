@@ -152,10 +152,11 @@ def test_a_typing_error_is_answered_with_the_tenants_own_names_only() -> None:
 
 
 def test_names_that_differ_in_their_case_only_are_never_guessed_at() -> None:
-    routing = table(declared=(DatasetId(ACME, "Flights"),))
+    flights = route(ACME, "flights", 3, 2, BOTH)
+    routing = table(flights, declared=(DatasetId(ACME, "Flights"),))
     with pytest.raises(InvalidQuery, match="datasets Flights, flights, which SQL does not tell"):
         plan_query("select count(*) from FLIGHTS", context(routing))
-    others = table(declared=(DatasetId(RIVAL, "FLIGHTS"),))
+    others = table(flights, declared=(DatasetId(RIVAL, "FLIGHTS"),))
     assert plan_query("select count(*) from FLIGHTS", context(others)).datasets
 
 
