@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import duckdb
 import pytest
@@ -30,7 +30,9 @@ from hypothesis import strategies as st
 from random_queries import Choices, QueryWriter, RandomQuery, World, as_loaded, make_world
 from sqllogic_runner import lay_out
 
+from accel_dask.flight_client import FlightSession
 from accel_dask.local import LocalAccelCluster, LocalOptions
+from accel_dask.model.rollup import parse_rollup
 from accel_dask.model.tenant import MIB, Quota
 
 QUERIES: Final = int(os.environ.get("ACCEL_RANDOM_QUERIES", "300"))
@@ -69,6 +71,7 @@ class Subject:
     run: Run
     plain: duckdb.DuckDBPyConnection
     worlds: tuple[World, ...]
+    receipts: Callable[[], list[dict[str, Any]]]
     answered: int = 0
     with_rows: int = 0
     refused: Counter[str] = field(default_factory=Counter)
@@ -95,11 +98,16 @@ class Subject:
             return False
         return True
 
+    def from_rollups(self) -> int:
+        """Of the newest thousand queries, how many were answered from a rollup."""
+        return sum(any(one["rollup"] for one in r["datasets"]) for r in self.receipts())
+
     def show(self) -> None:
         refused = sum(self.refused.values())
         print(
             f"\n{HOSTS} host(s), seed {SEED}: {self.answered} answered as plain DuckDB does "
-            f"({self.with_rows} with rows), {refused} refused"
+            f"({self.with_rows} with rows), {refused} refused; of the last thousand "
+            f"{self.from_rollups()} from rollups"
         )
         for reason, count in self.refused.most_common(20):
             print(f"  {count:5} {reason}")
@@ -119,7 +127,11 @@ def on_a_cluster(directory: Path) -> Iterator[Subject]:
             cluster,
             (
                 replace(
-                    lay_out(plain, "random", layout, directory / layout.table), replicas=replicas
+                    lay_out(plain, "random", layout, directory / layout.table),
+                    replicas=replicas,
+                    rollups=tuple(map(parse_rollup, world.rollups))
+                    if layout.table == world.table("fact")
+                    else (),
                 )
                 for world in worlds
                 for layout, replicas in zip(world.layouts, world.replicas, strict=True)
@@ -130,8 +142,11 @@ def on_a_cluster(directory: Path) -> Iterator[Subject]:
         assert used == HOSTS, f"all facts are on {used} of {HOSTS} hosts: nothing is distributed"
         for world in worlds:
             as_loaded(plain, world)
-        with gateway_client(cluster, "random", token) as client:
-            yield Subject(client.ask, plain, worlds)
+        with (
+            gateway_client(cluster, "random", token) as client,
+            FlightSession(cluster.gateway_urls[0], "random", token) as session,
+        ):
+            yield Subject(client.ask, plain, worlds, lambda: session.receipts(1000))
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +187,4 @@ def test_random_queries_answer_as_plain_duckdb_does(subject: Subject) -> None:
         subject.show()
     total = subject.answered + sum(subject.refused.values())
     assert subject.answered >= (1 - MAY_REFUSE) * total
+    assert subject.from_rollups() > min(total, 1000) // 100

@@ -52,6 +52,8 @@ class World:
     layouts: tuple[Layout, ...]
     replicas: tuple[int, ...]
     """Of each table, in order of `layouts`."""
+    rollups: tuple[str, ...] = ()
+    """Of the fact, as `parse_rollup` reads them."""
 
     def table(self, name: str) -> str:
         return f"{self.prefix}_{name}"
@@ -116,7 +118,24 @@ def make_world(engine: duckdb.DuckDBPyConnection, prefix: str, seed: int) -> Wor
         Layout(table=f"{prefix}_dim", spread=choose.pick(["everywhere", "everywhere", "spread"])),
         Layout(table=f"{prefix}_none", empty=choose.integer(1, 3)),
     )
-    return World(prefix, layouts, tuple(choose.pick([1, 1, 1, 2]) for _ in layouts))
+    replicas = tuple(choose.pick([1, 1, 1, 2]) for _ in layouts)
+    return World(prefix, layouts, replicas, _rollups(seed))
+
+
+def _rollups(seed: int) -> tuple[str, ...]:
+    """One that answers many queries, and some at random."""
+    draw = random.Random(seed)
+    dimensions = ["k", "s", "b", "n", "d", "date_trunc('week', d)", "date_trunc('day', moment)"]
+    measures = [f"{call}({name})" for call in ("sum", "avg") for name in ("n", "m", "x", "k")]
+    measures += [f"{call}({name})" for call in ("min", "max", "count") for name in COLUMNS["fact"]]
+    found = [f"most: k, b; count(*), {', '.join(measures[:20])}"]
+    for number in range(draw.randint(1, 3)):
+        keys = draw.sample(dimensions[: draw.choice([5, 7])], draw.randint(1, 2))
+        if {"d", "date_trunc('week', d)"} <= set(keys):
+            keys.remove("d")
+        values = draw.sample(measures, draw.randint(1, 12))
+        found.append(f"r{number}: {', '.join(keys)}; {', '.join(values)}")
+    return tuple(found)
 
 
 def _layout(choose: Choices, table: str, splits: Sequence[str]) -> Layout:
@@ -256,7 +275,10 @@ class QueryWriter:
     def select(self, depth: int, *, may_be_inexact: bool = False) -> Selected:
         source = self.source(depth)
         where = self._where(source, depth)
-        form = self._choose.pick(["plain", "total", "grouped", "grouped", "window", "distinct"])
+        forms = ["plain", "total", "grouped", "grouped", "window", "distinct", "of columns"]
+        form = self._choose.pick(forms)
+        if form == "of columns":
+            return self._of_columns()
         if form == "total":
             items, kinds = self._aggregates(source, may_be_inexact)
             return Selected(f"SELECT {_named(items)} FROM {source.sql}{where}", kinds)
@@ -324,6 +346,34 @@ class QueryWriter:
                 (f"max(min({number})) OVER ({partition}ORDER BY {order})", "int"),
             ]
         )
+
+    def _of_columns(self) -> Selected:
+        """Aggregates and groups of the fact's columns alone, which a rollup may have."""
+        choose = self._choose
+        names = [name for name in ("k", "b", "s", "d") if choose.chance(35)]
+        kinds = [COLUMNS["fact"][name] for name in names]
+        items = list(names)
+        for _ in range(choose.integer(1, 3)):
+            value = choose.pick(["n", "m", "x", "k"])
+            item, kind = choose.pick(
+                [
+                    ("count(*)", "int"),
+                    (f"sum({value})", COLUMNS["fact"][value]),
+                    (f"avg({value})", "dbl"),
+                    (f"min({value})", COLUMNS["fact"][value]),
+                    (f"count({value})", "int"),
+                ]
+            )
+            filtered = f" FILTER (WHERE k {choose.pick(_COMPARE)} 3)" if choose.chance(20) else ""
+            items.append(item + filtered)
+            kinds.append(kind)
+        conditions = ["", "", "k > 1", "b", "k IS NULL OR b", "NOT b AND k <> 5", "s = 'a'"]
+        where = choose.pick(conditions)
+        where = f" WHERE {where}" if where else ""
+        group = f" GROUP BY {choose.pick(['ALL', ', '.join(names)])}" if names else ""
+        having = " HAVING count(*) > 1" if group and choose.chance(30) else ""
+        sql = f"SELECT {_named(items)} FROM {self._world.table('fact')}{where}{group}{having}"
+        return Selected(sql, tuple(kinds))
 
     def _aggregates(self, source: Source, inexact: bool) -> tuple[list[str], tuple[str, ...]]:
         found = [self._aggregate(source, inexact) for _ in range(self._choose.integer(1, 4))]
