@@ -8,13 +8,15 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 
 from accel_dask.errors import ConfigError, LoadError
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest
+from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.ids import DatasetId, Revision, TenantId
+from accel_dask.model.rollup import check_rollups
 from accel_dask.model.tenant import Quota, Tenant, User, hash_token
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
@@ -104,6 +106,7 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
         raise ConfigError(f"dataset {dataset.dataset_id}: hot_shards must be 0 or more")
     if dataset.poll_seconds < 0:
         raise ConfigError(f"dataset {dataset.dataset_id}: poll_seconds must be 0 (never) or more")
+    check_rollups(dataset.dataset_id, dataset.rollups)
     for other in view.records(Dataset):
         is_alike = other.name != dataset.name and other.name.lower() == dataset.name.lower()
         if other.tenant == dataset.tenant and is_alike:
@@ -112,6 +115,31 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
                 "not tell them apart; choose another name"
             )
     put_record(store, dataset)
+
+
+def change_rollups(
+    store: StateStore, dataset: DatasetId, add: Sequence[Rollup], drop: Sequence[str] = ()
+) -> Dataset:
+    """Add rollups to a dataset, in place of those of the same name, and drop others; the next
+    publish builds them.
+
+    Raises:
+        ConfigError: there is no such dataset or rollup, or one cannot be used.
+    """
+    found = read_view(store).dataset(dataset)
+    if found is None:
+        raise ConfigError(f"there is no dataset {dataset}; create it first")
+    known = {rollup.name.lower(): rollup for rollup in found.rollups}
+    for name in drop:
+        if known.pop(name.lower(), None) is None:
+            raise ConfigError(
+                f"dataset {dataset} has no rollup {name!r} (it has: "
+                f"{', '.join(rollup.name for rollup in found.rollups) or 'none'})"
+            )
+    known |= {rollup.name.lower(): rollup for rollup in add}
+    changed = replace(found, rollups=tuple(known.values()))
+    create_dataset(store, changed)
+    return changed
 
 
 def publish(

@@ -52,6 +52,11 @@ class FlightSession:
         found: list[dict[str, Any]] = self._action("accel.receipts", asked)
         return found[0] if found else None
 
+    def history(self) -> list[dict[str, Any]]:
+        """What the user's tenant has asked of this gateway, by shape, slowest in all first."""
+        shapes: list[dict[str, Any]] = self._action("accel.history", {})
+        return shapes
+
     def explain(self, sql: str) -> str:
         """How the gateway would answer `sql`."""
         return str(self._action("accel.explain", {"sql": sql}))

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Final
 
 from accel_dask.model.ids import TenantId
+from flightsql_gateway.history import History
 
 _KEPT: Final = 1000
 _KEPT_SQL: Final = 2000
@@ -97,8 +98,12 @@ class Receipts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_tenant: dict[TenantId, deque[Receipt]] = {}
+        self.history: Final = History()
 
     def add(self, tenant: TenantId, receipt: Receipt) -> None:
+        if receipt.outcome == "OK" and receipt.route:
+            is_rollup = any(one.rollup for one in receipt.datasets)
+            self.history.add(tenant, receipt.sql, receipt.total_ms, is_rollup=is_rollup)
         with self._lock:
             kept = self._by_tenant.setdefault(tenant, deque(maxlen=_KEPT))
             kept.append(receipt)

@@ -104,6 +104,11 @@ def rollup_name(table: str) -> str:
     return table.removeprefix(_TABLE_PREFIX)
 
 
+def grains_of(kind: str) -> tuple[str, ...]:
+    """The grains over a column of this type, finest first."""
+    return _GRAINS_OF.get(kind, ())
+
+
 def parse_rollup(text: str) -> Rollup:
     """The rollup that `name: dimensions; measures` declares, each comma-separated.
 
@@ -118,6 +123,11 @@ def parse_rollup(text: str) -> Rollup:
             'count(*), sum(delay)"'
         )
     return Rollup(name=name.strip(), dimensions=_elements(dimensions), measures=_elements(measures))
+
+
+def told_rollup(rollup: Rollup) -> str:
+    """As `parse_rollup` reads it."""
+    return f"{rollup.name}: {', '.join(rollup.dimensions)}; {', '.join(rollup.measures)}"
 
 
 def check_rollups(dataset: DatasetId, rollups: Sequence[Rollup]) -> None:
@@ -288,8 +298,8 @@ def _sum_type(where: str, text: str, column: Column) -> str:
 
 
 def _check_dimension(where: str, dimension: Dimension, column: Column) -> None:
-    if dimension.grain and dimension.grain not in _GRAINS_OF.get(column.type, ()):
-        grains = ", ".join(_GRAINS_OF.get(column.type, ())) or "none"
+    if dimension.grain and dimension.grain not in grains_of(column.type):
+        grains = ", ".join(grains_of(column.type)) or "none"
         raise _cannot(where, str(dimension), column, f"its grains are: {grains}")
     if column.type in _FLOATS:
         raise _cannot(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from sqlglot import exp
@@ -57,15 +57,15 @@ class NoMatch(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Fact:
+class Fact:
     """A rollup in place of a table's rows."""
 
     name: str
     """The table's in the SELECT, in lower case."""
     columns: dict[str, Column]
     """Of the rows, by their names in lower case."""
-    dimensions: dict[str, Dimension]
-    measures: dict[tuple[str, str], str]
+    dimensions: dict[str, Dimension] = field(default_factory=dict)
+    measures: dict[tuple[str, str], str] = field(default_factory=dict)
     """Their columns, by function and the column's name in lower case; `count` of all rows has
     the column ``."""
 
@@ -103,10 +103,23 @@ class RollupMatch:
         edits = [edit for call in self._calls if (edit := self._rewritten(call, fact)) is not None]
         return edits + list(self._names(edits))
 
-    def _fact(self, rollup: RollupTable) -> _Fact:
-        return _Fact(
+    def is_answered_by(self, rollup: RollupTable) -> bool:
+        """Whether `edits` says how."""
+        try:
+            self.edits(rollup)
+        except NoMatch:
+            return False
+        return True
+
+    def _whole_fact(self) -> Fact:
+        return Fact(
             name=self._scan.reference.node.alias_or_name.lower(),
             columns={column.name.lower(): column for column in self._scan.route.columns},
+        )
+
+    def _fact(self, rollup: RollupTable) -> Fact:
+        return replace(
+            self._whole_fact(),
             dimensions={column.name.lower(): found for found, column in rollup.dimensions},
             measures={
                 (measure.function, (measure.column or "").lower()): column.name
@@ -185,7 +198,7 @@ class RollupMatch:
 
     # Columns
 
-    def _check_columns(self, fact: _Fact) -> None:
+    def _check_columns(self, fact: Fact) -> None:
         for name in self._joined & fact.columns.keys():
             dimension = fact.dimensions.get(name)
             if dimension is None or dimension.grain:
@@ -213,7 +226,7 @@ class RollupMatch:
             and ordered.this.name.lower() in self._scope.aliases
         }
 
-    def _check_column(self, column: exp.Column, fact: _Fact) -> None:
+    def _check_column(self, column: exp.Column, fact: Fact) -> None:
         name = column.name.lower()
         found = self._scope.resolve(column)
         if found is None:
@@ -243,7 +256,7 @@ class RollupMatch:
 
     # Aggregates
 
-    def _rewritten(self, call: exp.Expr, fact: _Fact) -> Edit | None:
+    def _rewritten(self, call: exp.Expr, fact: Fact) -> Edit | None:
         """The aggregate over the rollup; None: it is the same over it."""
         start, end = self._span(call)
         function = call.this if isinstance(call, exp.Filter) else call
@@ -284,7 +297,7 @@ class RollupMatch:
         return Edit(start=start, end=end, replacement=new)
 
     def _over_measures(
-        self, name: str, argument: exp.Expr | None, behind: str, fact: _Fact
+        self, name: str, argument: exp.Expr | None, behind: str, fact: Fact
     ) -> str | None:
         """The aggregate of a column, from the rollup's own of it."""
         while isinstance(argument, exp.Paren):
@@ -312,16 +325,16 @@ class RollupMatch:
         measure = fact.measures.get((name, column))
         return None if measure is None else f"{name}({self._measure(fact, measure)}){behind}"
 
-    def _own_column(self, node: exp.Expr | None, fact: _Fact) -> str | None:
+    def _own_column(self, node: exp.Expr | None, fact: Fact) -> str | None:
         """The name of the column of the rows that `node` is."""
         found = self._scope.resolve(node) if node is not None else None
         return found[1] if found is not None and found[0] == fact.name else None
 
-    def _count(self, column: str, behind: str, fact: _Fact) -> str:
+    def _count(self, column: str, behind: str, fact: Fact) -> str:
         measure = self._measure(fact, fact.measures["count", column])
         return f"coalesce(CAST(sum({measure}){behind} AS BIGINT), 0)"
 
-    def _counted(self, argument: exp.Expr, behind: str, fact: _Fact) -> str:
+    def _counted(self, argument: exp.Expr, behind: str, fact: Fact) -> str:
         """`count` of what is the same for all rows of a group of the rollup."""
         own = self._own_column(argument, fact)
         if own not in fact.dimensions:  # a time is NULL where its grain is
@@ -333,13 +346,13 @@ class RollupMatch:
             "AS BIGINT), 0)"
         )
 
-    def _check_inside(self, node: exp.Expr, fact: _Fact) -> None:
+    def _check_inside(self, node: exp.Expr, fact: Fact) -> None:
         for inner in own_nodes(node):
             if isinstance(inner, exp.Column):
                 self._check_column(inner, fact)
 
     @staticmethod
-    def _measure(fact: _Fact, name: str) -> str:
+    def _measure(fact: Fact, name: str) -> str:
         return f"{quoted(fact.name)}.{quoted(name)}"
 
     # Names

@@ -26,6 +26,12 @@ def receipts(body: bytes, request: Request) -> bytes:
     return encode(request.receipts.last(tenant, last, user))
 
 
+def history(body: bytes, request: Request) -> bytes:
+    """What the caller's tenant has asked of this gateway, by shape; the body is not read."""
+    del body
+    return encode(request.receipts.history.shapes(request.identity.tenant))
+
+
 def explain(body: bytes, request: Request) -> bytes:
     """The plan of `{"sql": "..."}` as text."""
     sql = _read(body).get("sql")

@@ -81,6 +81,7 @@ _ACTIONS: Final[dict[str, _Action]] = {
         'receipts of queries: {"last": 10}, {"last": 1, "mine": true} or {"query_id": "..."}',
         own_actions.receipts,
     ),
+    "accel.history": _Action("queries by shape, with their totals", own_actions.history),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
 _RECEIPT_TRAILER: Final = "x-accel-receipt"
