@@ -36,13 +36,15 @@ from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import ColdPolicy, Dataset, SourceSpec, Spread
 from accel_dask.model.ids import DatasetId, TenantId
-from accel_dask.model.tenant import MIB, Quota
+from accel_dask.model.rollup import parse_rollup, read_rollups, told_rollup
+from accel_dask.model.tenant import MIB, Quota, User
 from accel_dask.scheduler_plugin.waiting import request_waits_for, waiting_for
 from accel_dask.status import status_tables
 from accel_dask.store.base import StateStore
 from accel_dask.store.connect import open_store
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import read_view
+from accel_dask.suggest import ask_for_suggestions
 from accel_dask.worker_plugin.process_record import start_ticks
 
 app = typer.Typer(
@@ -323,6 +325,10 @@ def dataset_create(
     spread: Annotated[
         Spread, typer.Option(help="Lay shards together, spread over hosts, or on every host.")
     ] = Spread.TOGETHER,
+    rollup: Annotated[
+        list[str] | None,
+        typer.Option(help='"NAME: DIMENSIONS; MEASURES"; see `dataset rollup`.'),
+    ] = None,
     poll_seconds: Annotated[float, typer.Option(help="Look for new snapshots; 0: never.")] = 0.0,
     cold: Annotated[
         ColdPolicy,
@@ -358,6 +364,7 @@ def dataset_create(
         sort_by=_names(sort_by),
         replicas=replicas,
         spread=spread,
+        rollups=tuple(map(parse_rollup, rollup or [])),
         poll_seconds=poll_seconds,
         cold=cold,
         hot_shards=hot_shards,
@@ -365,6 +372,70 @@ def dataset_create(
     with _store(config) as store:
         admin.create_dataset(store, declared)
     console.print(f"dataset {dataset_id} declared; now: accel-dask publish {dataset_id}")
+
+
+@datasets.command("rollup")
+def dataset_rollup(
+    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    declared: Annotated[
+        list[str] | None, typer.Argument(help='"NAME: DIMENSIONS; MEASURES", one or more.')
+    ] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="Name of one to drop.")] = None,
+    file: Annotated[Path | None, typer.Option(help="TOML with [[rollup]] tables.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Add rollups to a dataset, change or drop them. The next `publish` builds them.
+
+    Dimensions are columns or date_trunc('day', column); measures are count(*), or count, sum, min,
+    max or avg of a column: "daily: date_trunc('day', ts), carrier; count(*), sum(delay)".
+    """
+    dataset_id = _dataset_id(dataset)
+    add = [
+        *map(parse_rollup, declared or []),
+        *(read_rollups(file.read_text(encoding="utf-8")) if file else ()),
+    ]
+    if not add and not drop:
+        raise ConfigError("name a rollup to add or to --drop; see --help")
+    with _store(config) as store:
+        changed = admin.change_rollups(store, dataset_id, add, drop or [])
+    for one in changed.rollups:
+        console.print(told_rollup(one), markup=False, highlight=False)
+    console.print(f"now: accel-dask publish {dataset_id}")
+
+
+@app.command()
+def suggest(
+    what: Annotated[
+        str, typer.Argument(metavar="[TENANT[.DATASET]]", help="Default: the user's tenant.")
+    ] = "",
+    user: Annotated[str | None, typer.Option(help="Default: the only user known here.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="ACCEL_TOKEN", help="Default: the one kept here.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Propose rollups from what the gateways were asked, with the time that each would save."""
+    with _store(config) as store:
+        view = read_view(store)
+    wanted, _, name = what.partition(".")
+    users = {one.name: one.tenant for one in view.records(User)}
+    _, user, token = _credentials("", user or (wanted if wanted in users else None), token)
+    tenant = users.get(user, TenantId(user))
+    if wanted and wanted != tenant:
+        raise ConfigError(f"user {user} is of tenant {tenant}, not {wanted}; give --user")
+    dataset = _dataset_id(what) if name else None
+    suggestions = ask_for_suggestions(view, tenant, (user, token), dataset)
+    if not suggestions:
+        console.print("nothing to suggest: no query of the history would read fewer rows")
+    for one in suggestions:
+        asked = one.candidate
+        console.print(
+            f"[bold]{asked.dataset}[/] {one.rows:,} rows -> about {one.rollup_rows:,}: answers "
+            f"{asked.queries:,} queries ({len(asked.answers)} shapes) that took "
+            f"{asked.total_ms / 1000:.1f} s, of which it would save up to "
+            f"{one.saved_ms / 1000:.1f} s"
+        )
+        console.print(f"  {one.command}", markup=False, highlight=False, soft_wrap=True)
 
 
 # Parts

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
-from accel_dask.errors import AccelError
+from accel_dask.errors import AccelError, ExecutorUnavailable
 from accel_dask.flight_client import FlightSession
+from accel_dask.flight_errors import from_flight
+from accel_dask.model.cluster import ClusterView
 from accel_dask.model.ids import DatasetId, TenantId
+from accel_dask.model.member import Gateway
 from accel_dask.model.rollup import Dimension, rollup_table, told_rollup
-from accel_dask.model.routing import DatasetRoute, RoutingTable
+from accel_dask.model.routing import DatasetRoute, RoutingTable, build_routing
 from accel_dask.query_planner.physical import quoted
 from accel_dask.query_planner.plan import CATALOG, PlanContext
 from accel_dask.query_planner.suggestions import AskedShape, Candidate, candidates
+
+log = logging.getLogger(__name__)
 
 Ask = Callable[[str], Any]
 """The one value that a query answers with."""
@@ -52,6 +59,49 @@ class Suggestion:
     def command(self) -> str:
         told = told_rollup(self.candidate.rollup).replace("'", "'\\''")
         return f"accel-dask dataset rollup {self.candidate.dataset} '{told}'"
+
+
+def ask_for_suggestions(
+    view: ClusterView, tenant: TenantId, credentials: tuple[str, str], dataset: DatasetId | None
+) -> tuple[Suggestion, ...]:
+    """From the history of all gateways of `view`.
+
+    Raises:
+        AccelError: no gateway answers, or the user may not ask.
+    """
+    user, token = credentials
+    with ExitStack() as stack:
+        sessions, urls = [], []
+        for gateway in view.records(Gateway):
+            try:
+                session = FlightSession(gateway.address, user, token)
+            except ExecutorUnavailable as error:
+                log.warning("its history is left out: %s", error)
+                continue
+            sessions.append(stack.enter_context(session))
+            urls.append(gateway.address)
+        if not sessions:
+            raise ExecutorUnavailable("no gateway answers; see `accel-dask status`")
+        shapes = collect_history(sessions)
+        ask = stack.enter_context(_asking(urls[0], user, token))
+        return suggest(shapes, tenant, build_routing(view), ask, dataset)
+
+
+@contextmanager
+def _asking(url: str, user: str, token: str) -> Iterator[Ask]:
+    from adbc_driver_flightsql import dbapi
+
+    def ask(sql: str) -> Any:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(sql)
+                return cursor.fetchall()[0][0]
+        except dbapi.Error as error:
+            raise from_flight(error) from error
+
+    options = {"username": user, "password": token}
+    with dbapi.connect(url, db_kwargs=options, autocommit=True) as connection:
+        yield ask
 
 
 def collect_history(sessions: Iterable[FlightSession]) -> tuple[AskedShape, ...]:
@@ -158,4 +208,3 @@ def _overlap(dimension: Dimension, route: DatasetRoute) -> float:
         return count
     whole = (max(high for _, high in ranges) - min(low for low, _ in ranges)) / unit + 1
     return min(count, max(1.0, sum((high - low) / unit + 1 for low, high in ranges) / whole))
-

@@ -200,8 +200,8 @@ class _Run:
             for route in new:
                 seen.add(route.address)
                 yield plan, route
-            if not fragment.inputs:
-                return
+            if not fragment.inputs and not any(used.rollup for used in plan.datasets):
+                return  # else there is another plan: rollups are on hot executors alone
             try:
                 plan = self._order.replan(table, self._avoid | seen)
             except AccelError as error:

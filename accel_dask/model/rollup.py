@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -123,6 +124,33 @@ def parse_rollup(text: str) -> Rollup:
             'count(*), sum(delay)"'
         )
     return Rollup(name=name.strip(), dimensions=_elements(dimensions), measures=_elements(measures))
+
+
+def read_rollups(text: str) -> tuple[Rollup, ...]:
+    """The `[[rollup]]` tables of a TOML text, each with name, dimensions and measures.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    try:
+        tables = tomllib.loads(text)["rollup"]
+        found = [(one["name"], one["dimensions"], one["measures"]) for one in tables]
+    except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"rollups are [[rollup]] tables with name, dimensions and measures: {error!r}"
+        ) from error
+    for name, *lists in found:
+        texts = [name, *(text for one in lists for text in one)]
+        if not all(isinstance(text, str) for text in texts) or any(map(_is_text, lists)):
+            raise ConfigError(f"rollup {name!r}: dimensions and measures are lists of texts")
+    return tuple(
+        Rollup(name=name, dimensions=tuple(dimensions), measures=tuple(measures))
+        for name, dimensions, measures in found
+    )
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
 
 
 def told_rollup(rollup: Rollup) -> str:
