@@ -16,6 +16,8 @@ AccelError
 │                           DeadlineExceeded · TextLimit
 ├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable ·
 │                           ColdReadFailed
+├─ FallbackError            NotPortable · EngineUnavailable · EngineFailed ·
+│                           EngineDisagrees
 └─ QueryCancelled
 
 Two attributes say what a caller may do: `retryable` (the same request may succeed
@@ -240,6 +242,29 @@ class ColdReadFailed(RoutingError):
 
     retryable = True
     falls_back = True
+
+
+class FallbackError(AccelError):
+    """The engine behind memory could not answer in its place."""
+
+
+class NotPortable(FallbackError):
+    """The engine might answer this query otherwise than we do, so it is not asked."""
+
+
+class EngineUnavailable(FallbackError):
+    """The engine did not answer, or it has failed so often that it is left alone a while."""
+
+    retryable = True
+
+
+class EngineFailed(FallbackError):
+    """The engine refused the query, or failed on it."""
+
+
+class EngineDisagrees(FallbackError):
+    """What the engine says is not what it must say: other types, rows beyond a LIMIT, half an
+    answer. It is never shown."""
 
 
 class QueryCancelled(AccelError):

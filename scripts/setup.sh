@@ -34,6 +34,25 @@ if [ ! -f "$stamp" ] || [ "$here/pyproject.toml" -nt "$stamp" ] || [ "$0" -nt "$
     touch "$stamp"
 fi
 
+# Real OLAP engines for the tests, without a running service. What cannot be had, tests skip.
+case ",$extras," in *,test,*)
+    wanted=
+    command -v mariadbd >/dev/null 2>&1 || [ -x /usr/sbin/mariadbd ] ||
+        wanted="mariadb-server-core mariadb-client-core"
+    ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null 2>&1 ||
+        wanted="$wanted postgresql"
+    if [ -n "$wanted" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "installing $wanted with apt"
+        if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+            mkdir -p /etc/postgresql-common
+            echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+        fi
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+            --no-install-recommends -o Dpkg::Options::=--force-confold $wanted; } \
+            >/dev/null 2>&1 </dev/null || say "not installed: $wanted; their tests will be skipped"
+    fi ;;
+esac
+
 has_etcd() { command -v etcd >/dev/null 2>&1 || [ -n "${ACCEL_ETCD_BIN:-}" ] || [ -x "$venv/bin/etcd" ]; }
 if ! has_etcd; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then

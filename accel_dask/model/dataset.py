@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Final
 
+from accel_dask.model.fallback import FallbackSpec
 from accel_dask.model.ids import DatasetId, Path, TenantId
 
 
@@ -84,6 +85,8 @@ class Dataset:
     order; None: as many of them as fit."""
     poll_seconds: float = 0.0
     """How often the master looks for a new snapshot by itself; 0: only when told."""
+    fallback: FallbackSpec | None = None
+    """An engine that answers where memory does not; None: none."""
 
     @property
     def dataset_id(self) -> DatasetId:
