@@ -32,4 +32,7 @@ class SnapshotSource(Protocol):
 
     def unpin(self, label: str) -> None: ...
 
+    def pinned_labels(self, prefix: str) -> tuple[str, ...]:
+        """Labels that begin with `prefix` and keep something alive, whoever pinned it."""
+
     def close(self) -> None: ...

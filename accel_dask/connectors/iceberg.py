@@ -133,6 +133,13 @@ class IcebergSource:
                 "%s: tag %s stays on its table: %s", self._dataset.dataset_id, name, error
             )
 
+    def pinned_labels(self, prefix: str) -> tuple[str, ...]:
+        if self._catalog is None:
+            return ()
+        return tuple(
+            name for name in self._load_table().metadata.refs if name.startswith(_tag_name(prefix))
+        )
+
     def _set_tag(self, name: str, wanted: int | None) -> None:
         """Make the tag point at the snapshot `wanted`, or remove it."""
         for attempt in range(_TAG_ATTEMPTS):

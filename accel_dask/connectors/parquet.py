@@ -106,6 +106,10 @@ class ParquetSource:
     def unpin(self, label: str) -> None:
         """Nothing, as `pin`."""
 
+    def pinned_labels(self, prefix: str) -> tuple[str, ...]:  # noqa: ARG002
+        """None, as `pin`."""
+        return ()
+
     def close(self) -> None:
         """Nothing is open between calls."""
 

@@ -22,6 +22,7 @@ from accel_dask.model.epoch import (
     OPEN_STATES,
     Epoch,
     EpochState,
+    LastEpoch,
     epoch_path,
 )
 from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
@@ -53,6 +54,7 @@ Record = (
     | Executor
     | ExecutorPlan
     | Gateway
+    | LastEpoch
     | Leader
     | Placement
     | PublishRequest
@@ -73,6 +75,7 @@ RECORD_TYPES: Final[Mapping[str, type[Record]]] = MappingProxyType(
             Executor,
             ExecutorPlan,
             Gateway,
+            LastEpoch,
             Leader,
             Placement,
             PublishRequest,

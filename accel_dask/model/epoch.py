@@ -95,6 +95,8 @@ class Epoch:
     cold: ColdPolicy = ColdPolicy.REFUSE
     """As the dataset was declared when it was opened, as `hot_shards`."""
     hot_shards: int | None = None
+    source_version: str = ""
+    """What the last poll of the source before it gave; empty: it was not polled."""
     publish_nonce: str = ""
     """The publish request that it answers."""
     story: tuple[StoryLine, ...] = ()
@@ -119,6 +121,26 @@ class Epoch:
 
     def __str__(self) -> str:
         return f"{self.tenant}.{self.dataset}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastEpoch:
+    """The highest epoch number of a dataset that was deleted: if it is declared again, its
+    numbers go on from there. Tickets and people know an epoch by its number."""
+
+    KIND: ClassVar[str] = "last_epoch"
+
+    tenant: TenantId
+    dataset: str
+    number: EpochNumber
+
+    @property
+    def path(self) -> Path:
+        return last_epoch_path(DatasetId(self.tenant, self.dataset))
+
+
+def last_epoch_path(dataset: DatasetId) -> Path:
+    return (LastEpoch.KIND, dataset.tenant, dataset.name)
 
 
 def epoch_path(dataset: DatasetId, number: EpochNumber) -> Path:

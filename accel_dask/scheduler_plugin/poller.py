@@ -48,14 +48,19 @@ class Poller:
         """Take note of `version`; whether to publish it."""
         seen = self._seen.setdefault(dataset.dataset_id, _Seen())
         seen.checked_ns = now_ns
-        if version != seen.version:
-            seen.version = version
+        known, seen.version = seen.version or _published(view, dataset), version
+        if version != known:
             return True
         epochs = view.epochs_of(dataset.dataset_id)
         if not epochs or epochs[-1].state is not EpochState.FAILED:
             return False
         patience = max(_RETRY_SECONDS, 10 * dataset.poll_seconds)
         return abs(now_ns - epochs[-1].since_ns) > patience * 1e9
+
+    def seen_version(self, dataset: Dataset) -> str:
+        """What was last taken note of; empty: nothing in this term."""
+        seen = self._seen.get(dataset.dataset_id)
+        return (seen.version if seen else None) or ""
 
     def not_requested(self, dataset: Dataset) -> None:
         """The version just taken note of could not be published: it is still new."""
@@ -64,3 +69,10 @@ class Poller:
     def could_not_ask(self, dataset: Dataset, now_ns: int) -> None:
         """The source did not answer: ask again at the next poll."""
         self._seen.setdefault(dataset.dataset_id, _Seen()).checked_ns = now_ns
+
+
+def _published(view: ClusterView, dataset: Dataset) -> str | None:
+    """The version that the newest epoch was planned at. An operator who went back to an older
+    snapshot did so knowing it: a new leader must not undo that."""
+    versions = (epoch.source_version for epoch in reversed(view.epochs_of(dataset.dataset_id)))
+    return next((version for version in versions if version), None)

@@ -6,7 +6,8 @@ FAILED) for it. If no epoch has the nonce, there was nothing new: the dataset se
 snapshot already, or a later request took this one's place.
 
 An epoch's number is one above the highest that any record of its dataset names. The highest
-epoch's record is never forgotten while the dataset is declared, so no number is used twice.
+epoch's record is never forgotten while the dataset is declared, and a `LastEpoch` keeps its number
+when the dataset has been deleted, so no number is used twice.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from accel_dask.errors import AccelError, LoadError, NotAcceleratable, QuotaExce
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Delete, Put
 from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path, publish_path
-from accel_dask.model.epoch import Epoch, EpochState, ShardSummary, StoryLine
+from accel_dask.model.epoch import (
+    Epoch,
+    EpochState,
+    LastEpoch,
+    ShardSummary,
+    StoryLine,
+    last_epoch_path,
+)
 from accel_dask.model.executor import ExecutorPlan
 from accel_dask.model.ids import DatasetId, EpochNumber, Revision
 from accel_dask.model.load_plan import LoadPlan, LoadTask
@@ -42,6 +50,8 @@ class PlannedPublish:
     snapshot: SourceSnapshot
     plan: LoadPlan
     plan_digest: str
+    source_version: str = ""
+    """As in `Epoch`."""
 
 
 def next_number(view: ClusterView, dataset: DatasetId) -> EpochNumber:
@@ -50,6 +60,9 @@ def next_number(view: ClusterView, dataset: DatasetId) -> EpochNumber:
     serving = view.serving(dataset)
     if serving is not None:
         used.append(serving.epoch)
+    last = view.find(LastEpoch, last_epoch_path(dataset))
+    if last is not None:
+        used.append(last.number)
     used += [
         attachment.epoch
         for plan in view.records(ExecutorPlan)
@@ -182,6 +195,7 @@ def refuse(
         sequence=epoch.sequence,
         state=EpochState.FAILED,
         replicas=epoch.replicas,
+        source_version=epoch.source_version,
         publish_nonce=request.nonce,
         story=(StoryLine(at_ns=round_.now_ns, state=EpochState.FAILED, because=because),),
     )
@@ -215,6 +229,7 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
         cold=planned.dataset.cold,
         hot_shards=planned.dataset.hot_shards,
         plan_digest=planned.plan_digest,
+        source_version=planned.source_version,
         publish_nonce=request.nonce,
         story=(StoryLine(at_ns=round_.now_ns, state=EpochState.LOADING, because=because),),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from accel_dask.config import MasterSettings
@@ -39,7 +39,7 @@ from accel_dask.scheduler_plugin.publish import (
 )
 from accel_dask.scheduler_plugin.round import Round
 from accel_dask.scheduler_plugin.sharding import cut_shards
-from accel_dask.scheduler_plugin.upkeep import Pin, Pins, needed_digests, pin_label
+from accel_dask.scheduler_plugin.upkeep import Pin, Pins, needed_digests, pin_label, pin_prefix
 from accel_dask.store.base import StateStore
 from accel_dask.store.blobs import put_blob
 from accel_dask.store.records import create_record
@@ -51,7 +51,8 @@ OpenSource = Callable[[Dataset], SnapshotSource]
 _PLAN: Final = "plan"
 _POLL: Final = "poll"
 _UNPIN: Final = "unpin"
-_MOST_SECONDS: Final = {_PLAN: 600.0, _POLL: 60.0, _UNPIN: 60.0}
+_SWEEP: Final = "sweep"
+_MOST_SECONDS: Final = {_PLAN: 600.0, _POLL: 60.0, _UNPIN: 60.0, _SWEEP: 60.0}
 """A source that takes longer is given up; its thread is left behind."""
 
 
@@ -166,6 +167,7 @@ class Publishing:
         if not isinstance(outcome, PlannedPublish):
             error = outcome if isinstance(outcome, AccelError) else LoadError(str(outcome))
             return refuse(round_, request, error)
+        outcome = replace(outcome, source_version=self._poller.seen_version(taken.dataset))
         try:
             return open_epoch(round_, outcome)
         except QuotaExceeded as error:
@@ -203,6 +205,8 @@ class Publishing:
         if self._settings.pin_snapshots:
             for dataset, pin in self._pins.releasable(round_.view, planning):
                 self._start(round_, dataset, _UNPIN, pin, self._unpinning(dataset, pin))
+            for dataset in self._pins.unswept(round_.view, planning):
+                self._start(round_, dataset, _SWEEP, dataset, self._sweeping(round_, dataset))
         for dataset in self._poller.due(round_.view, round_.now_ns):
             self._start(round_, dataset, _POLL, dataset, self._asking(dataset))
 
@@ -224,6 +228,13 @@ class Publishing:
                 if isinstance(outcome, AccelError):
                     logger.warning("%s of %s was not released: %s", pin.label, key, outcome)
                 self._pins.released(pin)
+            case "sweep", Dataset(), outcome:
+                self._pins.swept(key)
+                if isinstance(outcome, tuple):
+                    for label in outcome:
+                        self._pins.pinned(Pin(key, label))
+                else:
+                    logger.warning("pins that were left behind at %s stay: %s", key, outcome)
             case "poll", Dataset() as dataset, str() as version:
                 if self._poller.is_new(round_.view, dataset, version, round_.now_ns):
                     self._request(round_, dataset)
@@ -262,6 +273,19 @@ class Publishing:
                 source.close()
 
         return unpin
+
+    def _sweeping(self, round_: Round, dataset: Dataset) -> Callable[[], tuple[str, ...]]:
+        assert round_.view.meta is not None
+        prefix = pin_prefix(round_.view.meta.cluster_id, dataset.dataset_id)
+
+        def sweep() -> tuple[str, ...]:
+            source = self._open_source(dataset)
+            try:
+                return source.pinned_labels(prefix)
+            finally:
+                source.close()
+
+        return sweep
 
     def _asking(self, dataset: Dataset) -> Callable[[], str]:
         def ask() -> str:

@@ -14,9 +14,9 @@ from dataclasses import replace
 from accel_dask.config import MasterSettings
 from accel_dask.errors import CommitConflict, QuotaExceeded
 from accel_dask.model.cluster import ClusterView, Versioned
-from accel_dask.model.commit import Commit, Delete, Put, Requirement, apply_commit
+from accel_dask.model.commit import Change, Commit, Delete, Put, Requirement, apply_commit
 from accel_dask.model.dataset import ColdPolicy, PublishRequest, dataset_path, publish_path
-from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState, advance
+from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState, LastEpoch, advance
 from accel_dask.model.executor import ExecutorPlan, ExecutorState, executor_path
 from accel_dask.model.ids import DatasetId, Path, ShardId, TenantId, WorkerId
 from accel_dask.model.member import FencingToken, Gateway
@@ -435,9 +435,21 @@ def _retire(round_: Round, epoch: Epoch) -> Iterator[Commit]:
     yield round_.commit(
         because_of(epoch, "ends: no gateway routes to it any more"),
         (epoch.path, placement),
-        Delete(epoch.path),
+        *_forgotten(round_.view, epoch),
         Delete(placement),
     )
+
+
+def _forgotten(view: ClusterView, epoch: Epoch) -> tuple[Change, ...]:
+    """The epoch's record deleted; its number is kept where no other record tells of it."""
+    delete = Delete(epoch.path)
+    if any(other.number > epoch.number for other in view.epochs_of(epoch.dataset_id)):
+        return (delete,)
+    last = LastEpoch(tenant=epoch.tenant, dataset=epoch.dataset, number=epoch.number)
+    known = view.find(LastEpoch, last.path)
+    if known is not None and known.number >= epoch.number:
+        return (delete,)
+    return (Put(last), delete)
 
 
 def fail_epoch(
@@ -469,7 +481,7 @@ def _forget_failed(round_: Round, dataset: DatasetId) -> Iterator[Commit]:
         yield round_.commit(
             because_of(epoch, "its failure is old enough to be forgotten"),
             (epoch.path,),
-            Delete(epoch.path),
+            *_forgotten(view, epoch),
         )
 
 

@@ -26,7 +26,12 @@ class Pin(NamedTuple):
 
 def pin_label(cluster_id: str, dataset: DatasetId, snapshot: str) -> str:
     """One label for all epochs of one snapshot of one dataset."""
-    return f"accel-{cluster_id[:8]}-{dataset.tenant}-{dataset.name}-{snapshot}"
+    return pin_prefix(cluster_id, dataset) + snapshot
+
+
+def pin_prefix(cluster_id: str, dataset: DatasetId) -> str:
+    """What all labels of one dataset begin with, and no other's: names have no hyphens."""
+    return f"accel-{cluster_id[:8]}-{dataset.tenant}-{dataset.name}-"
 
 
 def needed_digests(view: ClusterView) -> frozenset[str]:
@@ -41,6 +46,16 @@ class Pins:
         self._released: set[Pin] = set()
         self._datasets: dict[DatasetId, Dataset] = {}
         self._held: set[Pin] = set()
+        self._swept: set[DatasetId] = set()
+
+    def unswept(self, view: ClusterView, busy: Iterable[DatasetId]) -> Iterator[Dataset]:
+        """Datasets whose source has not been asked yet, in this term, for pins that an earlier
+        master left: it may have died between pinning and opening an epoch."""
+        skipped = {*busy, *self._swept}
+        return (d for d in view.records(Dataset) if d.dataset_id not in skipped)
+
+    def swept(self, dataset: DatasetId) -> None:
+        self._swept.add(dataset)
 
     def releasable(
         self, view: ClusterView, coming: Iterable[DatasetId]

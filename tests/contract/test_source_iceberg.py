@@ -489,6 +489,8 @@ def test_a_pinned_snapshot_survives_expiry_and_its_tag_goes_with_unpin(lake: Lak
     planned = source.plan(None)
     source.pin(planned, "trips-1")
     source.pin(planned, "trips-1")  # again, as after a lost answer
+    assert source.pinned_labels("accel-trips-") == ("accel-trips-1",)
+    assert source.pinned_labels("accel-tri-") == ()
     delete_some(table)
     table.refresh()
     version = source.current_version()

@@ -252,10 +252,8 @@ class Cluster(RuleBasedStateMachine):
             epochs = self.world.view.epochs_of(dataset.dataset_id)
             opened = [e.number for e in epochs if e.state in OPEN_STATES]
             for number in opened:
-                assert number >= self.numbers.get(dataset.name, 0)
+                assert number >= self.numbers.get(dataset.name, 0)  # deleted and back, too
                 self.numbers[dataset.name] = number
-            if not epochs:  # deleted by the operator and gone: it may begin again
-                self.numbers.pop(dataset.name, None)
 
     def teardown(self) -> None:
         """Whatever happened: with everything healthy again all comes to rest in good order."""

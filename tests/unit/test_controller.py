@@ -76,6 +76,9 @@ class FakeSource:
     def unpin(self, label: str) -> None:
         self.pins.pop(label, None)
 
+    def pinned_labels(self, prefix: str) -> tuple[str, ...]:
+        return tuple(label for label in self.pins if label.startswith(prefix))
+
     def close(self) -> None:
         pass
 
@@ -699,6 +702,62 @@ def test_a_snapshot_pinned_for_a_request_that_was_replaced_is_released(
     while len(source.pins) != 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [label.rsplit("-", 1)[1] for label in source.pins] == ["4"]
+
+
+def test_a_new_leader_does_not_undo_what_an_operator_went_back_to(bench: Bench) -> None:
+    polled = make_dataset(name="polled", poll_seconds=0.02)
+    source = bench.sources["polled"] = FakeSource(newest=3)
+    put_record(bench.store, polled)
+    first = bench.controller("m1")
+    first.start()
+    bench.wait(serves(1, polled))
+    bench.publish(polled, "back", snapshot="2")
+    bench.wait(serves(2, polled))
+    first.close()
+    asked = threading.Event()
+    version = source.current_version
+
+    def current_version() -> str:
+        if bench.mirror.view.leader is not None:
+            asked.set()
+        return version()
+
+    source.current_version = current_version  # type: ignore[method-assign]
+    second = bench.controller("m2")
+    second.start()
+    try:
+        for _ in range(3):
+            asked.clear()
+            assert asked.wait(5), "the new leader polls"
+        serving = bench.mirror.view.serving_epoch(polled.dataset_id)
+        assert serving is not None
+        assert (serving.number, serving.sequence) == (2, 2)
+        assert bench.mirror.view.publish_request(polled.dataset_id) is None
+        source.newest = 4
+        bench.wait(serves(3, polled))
+    finally:
+        second.close()
+
+
+def test_a_new_leader_releases_what_the_last_one_had_pinned_for_nothing(bench: Bench) -> None:
+    source = bench.sources["flights"]
+    first = bench.controller("m1")
+    first.start()
+    bench.publish(FLIGHTS, "n1")
+    bench.wait(serves(1))
+    first.close()
+    (held,) = source.pins
+    prefix = held.rsplit("-", 1)[0]
+    source.pins |= {f"{prefix}-7": 1, f"{prefix}_2-7": 1, "accel-another-acme-flights-7": 1}
+    second = bench.controller("m2")
+    second.start()
+    try:
+        deadline = time.monotonic() + 5
+        while f"{prefix}-7" in source.pins and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert source.pins.keys() == {held, f"{prefix}_2-7", "accel-another-acme-flights-7"}
+    finally:
+        second.close()
 
 
 def test_a_commit_that_no_store_takes_does_not_hold_up_the_others(

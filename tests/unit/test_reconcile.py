@@ -427,8 +427,23 @@ def test_a_deleted_dataset_leaves_nothing_behind() -> None:
     world.write(delete=[FLIGHTS.path])
     world.settle()
     kinds = {path[0] for path in world.view.entries}
-    assert kinds == {"meta", "tenant", "leader", "worker", "gateway"}
+    assert kinds == {"meta", "tenant", "leader", "worker", "gateway", "last_epoch"}
     assert world.files[HOST_1] == set()
+
+
+def test_the_epochs_of_a_dataset_that_was_deleted_and_declared_again_are_numbered_on() -> None:
+    world = serving_world()
+    for sequence in (2, 3):
+        before = max(epoch.number for epoch in world.view.epochs_of(FLIGHTS.dataset_id))
+        world.write(delete=[FLIGHTS.path])
+        world.settle()
+        assert not world.view.epochs_of(FLIGHTS.dataset_id)
+        world.write(FLIGHTS)
+        world.publish(FLIGHTS, ["c"], sequence=sequence)
+        world.settle()
+        serving = world.view.serving_epoch(FLIGHTS.dataset_id)
+        assert serving is not None
+        assert serving.number == before + 1
 
 
 def test_a_deleted_tenant_takes_its_datasets_with_it() -> None:
@@ -436,7 +451,7 @@ def test_a_deleted_tenant_takes_its_datasets_with_it() -> None:
     world.write(delete=[("tenant", "acme")])
     world.settle()
     kinds = {path[0] for path in world.view.entries}
-    assert kinds == {"meta", "leader", "worker", "dataset"}
+    assert kinds == {"meta", "leader", "worker", "dataset", "last_epoch"}
 
 
 # -- masters
