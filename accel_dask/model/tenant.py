@@ -37,8 +37,9 @@ class Quota:
     """Rows of all shards that one query reads, by their statistics, before it runs."""
     max_scan_bytes: int = 8 * 1024 * MIB
     """As `max_scan_rows`, in bytes of the source's files."""
-    max_gather_rows: int = 2_000_000
-    """Rows that one query's coordinator may fetch from other executors."""
+    max_gather_rows: int = 4_000_000
+    """Rows that one query's coordinator may fetch from other executors, over all of its inputs.
+    As many rows of three keys or numbers as `max_gather_bytes` holds: what is scarce is memory."""
     max_gather_bytes: int = 96 * MIB
     """As `max_gather_rows`, in bytes of Arrow buffers."""
     load_threads: int = 2

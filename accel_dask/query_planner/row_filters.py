@@ -1,8 +1,9 @@
 """Conditions that certainly hold for every row of a table that a query uses, as text.
 
 Only conjuncts of the WHERE of the table's own SELECT count, over columns of this table alone and
-constants, and only where no outer join would give the table's rows back as NULLs. They are left
-in the query as well: what is found here may only leave out rows that it would drop itself.
+constants, and only where no outer join would give the table's rows back as NULLs; and those of the
+ON of its own join where a row that fails it is left out. What is found here may only leave out rows
+that the query would drop itself.
 """
 
 from __future__ import annotations
@@ -46,17 +47,37 @@ _TIME_TYPES: Final = frozenset([exp.DType.DATE, exp.DType.TIMESTAMP, exp.DType.T
 def row_filters(scan: Scan, scans: tuple[Scan, ...]) -> list[exp.Expr]:
     """Conjuncts that name columns as the query does; `scans` are all of the query's."""
     table = scan.reference.node
-    select = _own_select(table)
-    if select is None or select.args.get("where") is None or _has_column_list(table):
+    select = own_select(table)
+    if select is None or _has_column_list(table):
         return []
     sources = [select.args["from_"].this, *(join.this for join in select.args.get("joins") or ())]
-    if not _keeps_filters(table, select, sources):
+    if any(source.args.get("joins") for source in sources):
         return []
+    conditions = []
+    if select.args.get("where") is not None and keeps_filters(table, select, sources):
+        conditions.append(select.args["where"].this)
+    join = table.parent
+    if isinstance(join, exp.Join) and _is_filtered_by(join):
+        conditions.append(join.args["on"])
     reader = _Reader(scan, sources, {id(one.reference.node): one for one in scans})
-    return [found for found in _conjuncts(select.args["where"].this) if reader.is_certain(found)]
+    return [
+        found
+        for condition in conditions
+        for found in conjuncts(condition)
+        if reader.is_certain(found)
+    ]
 
 
-def _conjuncts(condition: exp.Expr) -> Iterator[exp.Expr]:
+def _is_filtered_by(join: exp.Join) -> bool:
+    """Whether a row of the joined table that fails its ON is as if it were not there."""
+    if join.args.get("on") is None or join.method:
+        return False
+    return join.side.upper() in {"", "LEFT"} and join.kind.upper() in {
+        "", "INNER", "OUTER", "SEMI", "ANTI",
+    }  # fmt: skip
+
+
+def conjuncts(condition: exp.Expr) -> Iterator[exp.Expr]:
     """What `condition` joins by AND."""
     pending = [condition]
     while pending:
@@ -69,7 +90,7 @@ def _conjuncts(condition: exp.Expr) -> Iterator[exp.Expr]:
             yield node
 
 
-def _own_select(table: exp.Table) -> exp.Select | None:
+def own_select(table: exp.Expr) -> exp.Select | None:
     """The SELECT in whose FROM or JOIN `table` stands itself."""
     parent = table.parent
     if isinstance(parent, exp.From | exp.Join) and isinstance(parent.parent, exp.Select):
@@ -82,7 +103,7 @@ def _has_column_list(table: exp.Table) -> bool:
     return alias is not None and bool(alias.args.get("columns"))
 
 
-def _keeps_filters(table: exp.Table, select: exp.Select, sources: list[exp.Expr]) -> bool:
+def keeps_filters(table: exp.Expr, select: exp.Select, sources: list[exp.Expr]) -> bool:
     """Whether a row of `table` that fails the WHERE cannot change the answer otherwise."""
     if any(source.args.get("joins") for source in sources):
         return False
@@ -144,6 +165,8 @@ class _Reader:
         kind = _class_of(self._type(column))
         if not kind or not values:
             return False
+        if len(values) == 1 and isinstance(values[0], exp.Column):
+            return _class_of(self._type(values[0])) == kind
         classes = {_constant_class(value) for value in values} - {_ANY}
         allowed = {_NUMBER: {_NUMBER}, _TEXT: {_TEXT}, _TIME: {_TIME, _TEXT}, _BOOL: {_BOOL}}
         return len(classes) <= 1 and classes <= allowed[kind]

@@ -27,6 +27,12 @@ from accel_dask.query_planner.blocks import (
 )
 from accel_dask.query_planner.columns import UsedColumns, least_width
 from accel_dask.query_planner.disjoint import disjoint_columns
+from accel_dask.query_planner.gathering import (
+    Condition,
+    Conditions,
+    is_for_existence,
+    may_be_distinct,
+)
 from accel_dask.query_planner.merge import Merge, merge_edits, part_sql, prepare
 from accel_dask.query_planner.physical import (
     SplicedText,
@@ -40,6 +46,7 @@ from accel_dask.query_planner.physical import (
     tokens_of,
 )
 from accel_dask.query_planner.plan import (
+    Edit,
     Fragment,
     Part,
     PartInput,
@@ -49,7 +56,6 @@ from accel_dask.query_planner.plan import (
     Scan,
     SpreadRoute,
 )
-from accel_dask.query_planner.row_filters import row_filters
 
 _Reads = list[tuple[DatasetRoute, tuple[ShardId, ...]]]
 
@@ -113,9 +119,7 @@ class _Splitter:
         merged = set()
         for merge in self._merges:
             merged |= {id(scan) for scan in (merge.block.spread, *merge.block.others)}
-        for scan in self._all_scans:
-            if id(scan) not in merged:
-                self._add_table(scan)
+        self._add_tables([scan for scan in self._all_scans if id(scan) not in merged])
         # What is inside of another was found after it, and is written before it.
         for merge in reversed(self._merges):
             self._add_merge(merge)
@@ -223,36 +227,62 @@ class _Splitter:
             own_sql = f"({own_sql})"
         self._text.edits.extend(merge_edits(merge, self._text, own_sql, name))
 
-    def _add_table(self, scan: Scan) -> None:
+    def _add_tables(self, scans: list[Scan]) -> None:
+        """Gather what others have of these tables."""
+        everywhere = frozenset(
+            node
+            for node, scan in self._scans.items()
+            if scan.route.dataset_id in self._spread.everywhere
+        )
+        reader = Conditions(self._text, self._all_scans, everywhere)
+        gathered = {id(scan): reader.of(scan) for scan in scans if self._by_executor(scan)[1]}
+        spans = [one.span for found in gathered.values() for one in found if one.span is not None]
+        left = UsedColumns(self._parsed, spans)
+        for scan in scans:
+            if id(scan) in gathered:
+                self._add_gathered(scan, left.of(scan), gathered[id(scan)])
+            else:
+                own, _ = self._by_executor(scan)
+                self._reads.append((scan.route, own))
+                relation = relation_of(scan.route, own, left.of(scan))
+                self._text.edits.append(table_edit(scan.reference, relation))
+        # What the rows were chosen by already need not be asked again.
+        self._text.edits.extend(Edit(start=a, end=b, replacement="true") for a, b in spans)
+
+    def _add_gathered(
+        self, scan: Scan, columns: tuple[Column, ...], conditions: list[Condition]
+    ) -> None:
         """Put the coordinator's own shards and an input with the others in place of a table."""
         own, shares = self._by_executor(scan)
-        if own or not shares:
-            self._reads.append((scan.route, own))
-        columns = self._columns.of(scan)
-        if not shares:
-            self._text.edits.append(
-                table_edit(scan.reference, relation_of(scan.route, own, columns))
-            )
-            return
-        conditions = self._conditions(scan)
         if not conditions:
             width = sum(least_width(column.type) for column in columns)
             self._check(scan, width, [shards for _, shards in shares])
         why = self._why_not.get(id(scan.reference.node), "")
+        named = self._columns.of(scan)
+        others = tuple(
+            (read.route, tuple(shard_ids(read))) for one in conditions for read in one.reads
+        )
+        is_distinct = is_for_existence(scan) and may_be_distinct(one.type for one in columns)
         name = self._input(
             scan,
             tuple(
                 _PartSql(
                     executors=executors,
-                    sql=_rows_sql(scan, shards, columns, conditions),
-                    reads=((scan.route, shards),),
+                    sql=_rows_sql(
+                        scan, shards, named, columns, conditions, is_distinct=is_distinct
+                    ),
+                    reads=((scan.route, shards), *others),
                 )
                 for executors, shards in shares
             ),
             f"rows of {scan.route.dataset_id}" + (f", because {why}" if why else ""),
         )
-        relation = relation_of(scan.route, own, columns, [name])
-        self._text.edits.append(table_edit(scan.reference, relation))
+        chosen = [one for one in conditions if one.span is not None]
+        relation = f"SELECT {_named(columns)} FROM {quoted(name)}"  # noqa: S608 - quoted names
+        if own:
+            self._reads.append((scan.route, own))
+            relation = f"{_rows_sql(scan, own, named, columns, chosen)} UNION ALL {relation}"
+        self._text.edits.append(table_edit(scan.reference, f"({relation})"))
 
     def _by_executor(
         self, scan: Scan
@@ -270,10 +300,6 @@ class _Splitter:
             for share in self._spread.shares
         ]
         return own, [(executors, found) for executors, found in shares if found]
-
-    def _conditions(self, scan: Scan) -> list[str]:
-        spans = [self._text.span(found) for found in row_filters(scan, self._all_scans)]
-        return [self._text.cut(*span) for span in spans if span is not None]
 
     def _input(self, scan: Scan, parts: tuple[_PartSql, ...], what: str) -> str:
         """The name of the input of these parts, which two references may share."""
@@ -352,11 +378,22 @@ def _order(part: _PartSql) -> Part:
 
 
 def _rows_sql(
-    scan: Scan, shards: tuple[ShardId, ...], columns: tuple[Column, ...], conditions: list[str]
+    scan: Scan,
+    shards: tuple[ShardId, ...],
+    named: tuple[Column, ...],
+    columns: tuple[Column, ...],
+    conditions: list[Condition],
+    *,
+    is_distinct: bool = False,
 ) -> str:
-    """The rows of some shards that the query may use, under the table's name in the query."""
-    selected = ", ".join(quoted(column.name) for column in columns)
+    """`columns` of the rows of some shards that the query may use, under the table's name in the
+    query, of whose columns it uses those `named`."""
     name = quoted(scan.reference.node.alias_or_name)
-    relation = relation_of(scan.route, shards, columns)
-    where = " WHERE " + " AND ".join(f"({one})" for one in conditions) if conditions else ""
-    return f"SELECT {selected} FROM {relation} AS {name}{where}"  # noqa: S608 - quoted names
+    where = " AND ".join(f"({one.sql})" for one in conditions)
+    relation = relation_of(scan.route, shards, named)
+    select = "SELECT DISTINCT" if is_distinct else "SELECT"
+    return f"{select} {_named(columns)} FROM {relation} AS {name}" + f" WHERE {where}" * bool(where)
+
+
+def _named(columns: tuple[Column, ...]) -> str:
+    return ", ".join(quoted(column.name) for column in columns)
