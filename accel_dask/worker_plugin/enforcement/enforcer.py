@@ -148,7 +148,6 @@ class Enforcer:
         if self._tree is not None:
             for group in self._tree.groups():
                 self._tree.remove(group)
-            self._guarded("the host's CPU weight", self._weigh_host, self._tree)
         self._thread.start()
 
     def close(self) -> None:
@@ -255,9 +254,10 @@ class Enforcer:
                 if waited is not None and waited_now is not None
                 else idle_now - idle < _CONTENDED * seconds * self._cores
             )
+            idle_cores = max(0.0, idle_now - idle) / seconds
             at, waited, idle = now, waited_now, idle_now
             try:
-                self._look(seconds, is_contended=is_contended)
+                self._look(seconds, idle_cores, is_contended=is_contended)
             except Exception:  # the thread must go on
                 log.exception("the enforcer stumbled, going on")
 
@@ -271,7 +271,7 @@ class Enforcer:
             for confinement in tuple(self._confinements):
                 confinement.check_memory()
 
-    def _look(self, seconds: float, *, is_contended: bool) -> None:
+    def _look(self, seconds: float, idle_cores: float, *, is_contended: bool) -> None:
         self._remove_left()
         used: dict[TenantId, float] = {}
         for confinement in tuple(self._confinements):
@@ -282,7 +282,7 @@ class Enforcer:
             {tenant: self._limits_of(tenant).share for tenant in used},
             used,
             seconds=seconds,
-            cores=self._cores,
+            cores=min(self._cores, sum(used.values()) / seconds + idle_cores),
             is_contended=is_contended,
         )
         self._apply_weights()
@@ -339,10 +339,6 @@ class Enforcer:
             ):
                 self._nices[confinement.pid] = nice
             self._applied[confinement.tenant] = (weights[confinement.tenant], 0)
-
-    def _weigh_host(self, tree: Tree) -> None:
-        # As heavy as one ordinary process on every core.
-        tree.set_cpu_weight("", max(100, round(100 * self._cores)))
 
     @staticmethod
     def _guarded(what: str, apply: Any, *arguments: Any) -> None:

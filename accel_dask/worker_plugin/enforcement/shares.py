@@ -70,7 +70,11 @@ def settle(
     is_contended: bool,
 ) -> dict[TenantId, CpuAccount]:
     """The accounts of all tenants of `shares` after `seconds` in which they `used` so many
-    seconds of CPU. `is_contended`: somebody on the host waited for a core."""
+    seconds of CPU.
+
+    `cores`: those that were theirs to share, used or idle; what else runs on the host has had the
+    others. `is_contended`: somebody on the host waited for a core.
+    """
     averages = {
         tenant: _average(accounts.get(tenant), used.get(tenant, 0.0), seconds) for tenant in shares
     }
