@@ -8,20 +8,23 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 
-from accel_dask.errors import ConfigError, LoadError
+from accel_dask.errors import CommitConflict, ConfigError, LoadError
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
+from accel_dask.model.guarantees import quota_commit
 from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.rollup import check_rollups
-from accel_dask.model.tenant import Quota, Tenant, User, hash_token
+from accel_dask.model.tenant import MAX_CPU_WEIGHT, Quota, Tenant, User, hash_token
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
-from accel_dask.store.records import put_record, read_view
+from accel_dask.store.records import commit_records, put_record, read_view
 
+_COMMIT_SECONDS = 30.0
 _MAY_BE_ZERO = frozenset({"cpu_guarantee_percent", "cpu_limit_percent"})
 _NAME_HINT = "use letters, digits and underscores, beginning with a letter"
 
@@ -45,23 +48,71 @@ class Published:
 
 
 def create_tenant(store: StateStore, tenant: str, quota: Quota | None = None) -> None:
-    """Create `tenant`, or change its quota.
+    """Create `tenant`, or replace its quota.
 
     Raises:
         ConfigError: the name cannot be used, or the quota contradicts itself.
+        QuotaExceeded: a host that the tenant is on cannot promise as much.
     """
     _check_name("tenant", tenant)
-    quota = quota or Quota()
+    _commit_quota(store, TenantId(tenant), lambda _: quota or Quota())
+
+
+def change_quota(store: StateStore, tenant: str, **changes: int) -> Quota:
+    """Change single fields of a tenant's quota, which takes effect at once; the quota now.
+
+    Raises:
+        ConfigError: there is no such tenant or field, or the quota contradicts itself.
+        QuotaExceeded: a host that the tenant is on cannot promise as much.
+    """
+    fields = [field.name for field in dataclass_fields(Quota)]
+    unknown = sorted(changes.keys() - set(fields))
+    if unknown:
+        raise ConfigError(f"a quota has no {', '.join(unknown)}; it has {', '.join(fields)}")
+
+    def changed(view: ClusterView) -> Quota:
+        found = view.tenant(TenantId(tenant))
+        if found is None:
+            raise ConfigError(f"there is no tenant {tenant}; create it first")
+        return replace(found.quota, **changes)
+
+    return _commit_quota(store, TenantId(tenant), changed)
+
+
+def _commit_quota(
+    store: StateStore, tenant: TenantId, quota_of: Callable[[ClusterView], Quota]
+) -> Quota:
+    """Write a quota if all promises still fit their hosts; looks again when something that was
+    counted has changed meanwhile."""
+    until = time.monotonic() + _COMMIT_SECONDS
+    while True:
+        view = read_view(store)
+        quota = quota_of(view)
+        _check_quota(tenant, quota)
+        commit = quota_commit(view, Tenant(tenant=tenant, quota=quota))
+        try:
+            commit_records(store, commit, idempotent=True)
+        except CommitConflict:
+            if time.monotonic() > until:
+                raise
+        else:
+            return quota
+
+
+def _check_quota(tenant: TenantId, quota: Quota) -> None:
     for name, value in asdict(quota).items():
         least = 0 if name in _MAY_BE_ZERO else 1
         if value < least:
             raise ConfigError(f"tenant {tenant}: {name} must be at least {least}, not {value}")
+    if quota.cpu_weight > MAX_CPU_WEIGHT:
+        raise ConfigError(
+            f"tenant {tenant}: cpu_weight must be at most {MAX_CPU_WEIGHT}, not {quota.cpu_weight}"
+        )
     if quota.shard_bytes_per_host <= 0:
         raise ConfigError(
             f"tenant {tenant}: executor_memory_bytes ({quota.executor_memory_bytes:,}) leaves "
             f"nothing of memory_bytes_per_host ({quota.memory_bytes_per_host:,}) for data"
         )
-    put_record(store, Tenant(tenant=TenantId(tenant), quota=quota))
 
 
 def create_user(store: StateStore, name: str, tenant: str, token: str | None = None) -> str:

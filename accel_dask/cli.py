@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -308,6 +308,31 @@ def tenant_create(
         _keep_token(name, token)
 
 
+@tenants.command("quota")
+def tenant_quota(
+    name: Annotated[str, typer.Argument(help="The tenant.")],
+    changes: Annotated[
+        list[str] | None, typer.Argument(help="FIELD=NUMBER, such as cpu_weight=300.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Change single fields of a tenant's quota while it is served; show it."""
+    wanted = {field: _number(field, value) for field, value in map(_key_value, changes or [])}
+    with _store(config) as store:
+        quota = admin.change_quota(store, name, **wanted)
+    table = Table("field", "now")
+    for field, value in asdict(quota).items():
+        table.add_row(field, f"[bold]{value:,}[/]" if field in wanted else f"{value:,}")
+    console.print(table)
+
+
+def _number(field: str, value: str) -> int:
+    try:
+        return int(value)
+    except ValueError as error:
+        raise ConfigError(f"{field} must be a whole number, not {value!r}") from error
+
+
 @datasets.command("create")
 def dataset_create(
     dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
@@ -483,7 +508,7 @@ def _dataset_id(text: str) -> DatasetId:
 def _key_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"--option {text!r}: write KEY=VALUE")
+        raise ConfigError(f"{text!r}: write KEY=VALUE")
     return key, value
 
 

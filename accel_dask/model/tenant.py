@@ -9,6 +9,7 @@ from typing import ClassVar
 from accel_dask.model.ids import Path, TenantId
 
 MIB = 1024 * 1024
+MAX_CPU_WEIGHT = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,16 +12,20 @@ from typing import Final
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.epoch import HOLDING_STATES, Epoch, ShardSummary
-from accel_dask.model.executor import ExecutorKind, ExecutorPlan
+from accel_dask.model.executor import ExecutorKind
+from accel_dask.model.guarantees import (
+    add_placement,
+    cpu_guarantees,
+    executor_memory,
+    placed_files,
+    shard_sizes,
+)
 from accel_dask.model.ids import ShardId, TenantId, WorkerId
 from accel_dask.model.placement import Placement
-from accel_dask.model.replica import Replica
 from accel_dask.model.tenant import MIB, Quota
 
 COLD_HOSTS: Final = 2
 """On so many hosts a tenant has a cold executor, if there are."""
-
-_ExecutorMemory = dict[tuple[TenantId, ExecutorKind], int]
 
 
 def mib(size_bytes: int) -> str:
@@ -29,27 +33,12 @@ def mib(size_bytes: int) -> str:
     return f"{size_bytes / MIB:.1f} MiB"
 
 
-def shard_sizes(view: ClusterView, shards: Iterable[ShardSummary] = ()) -> dict[ShardId, int]:
-    """Bytes of every shard that an epoch names, and of `shards`: measured where some host has
-    built the shard file, else the size of its source files."""
-    sizes: dict[ShardId, int] = {}
-    for epoch in view.records(Epoch):
-        sizes.update((shard.shard_id, shard.source_bytes) for shard in epoch.shards)
-    sizes.update((shard.shard_id, shard.source_bytes) for shard in shards)
-    measured: dict[ShardId, int] = {}
-    for replica in view.records(Replica):
-        if replica.file_bytes > 0:
-            known = measured.get(replica.shard_id, 0)
-            measured[replica.shard_id] = max(known, replica.file_bytes)
-    return sizes | measured
-
-
 def tenant_shards(view: ClusterView, tenant: TenantId) -> dict[WorkerId, set[ShardId]]:
     """The distinct shards that the tenant's epochs hold on each host, by their placements."""
     held: dict[WorkerId, set[ShardId]] = {}
     for placement in view.records(Placement):
         if placement.tenant == tenant:
-            _add_placement(held, placement)
+            add_placement(held, placement)
     return held
 
 
@@ -72,8 +61,10 @@ class Ledger:
         self.sizes: Mapping[ShardId, int] = shard_sizes(view, shards)
         self.of_tenant = tenant_shards(view, tenant)
         self._memory = {w: found.record.memory_bytes for w, found in view.workers.items()}
-        self._files = _files(view)
-        self._executors = _executor_memory(view)
+        self._cores = {w: found.record.cores for w, found in view.workers.items()}
+        self._cpu = cpu_guarantees(view)
+        self._files = placed_files(view)
+        self._executors = executor_memory(view)
         self.cold_hosts: tuple[WorkerId, ...] = ()
         """Hosts that run the tenant's cold executors, or shall."""
         tenants = cold_tenants(view) | ({tenant} if wants_cold else set())
@@ -130,6 +121,13 @@ class Ledger:
                 f"host {host} has {mib(max(0, self.host_free_bytes(host)))} of its "
                 f"{mib(self._memory[host])} left, {mib(needs)} are needed"
             )
+        others = sum(p for t, p in self._cpu.get(host, {}).items() if t != self.tenant)
+        if others + self.quota.cpu_guarantee_percent > self._cores[host] * 100:
+            return (
+                f"host {host} has promised {others} % of its {self._cores[host]} core(s) to other "
+                f"tenants, and tenant {self.tenant} is to have {self.quota.cpu_guarantee_percent} "
+                "% (cpu_guarantee_percent)"
+            )
         return ""
 
     def add(self, host: WorkerId, shards: Iterable[ShardId]) -> None:
@@ -156,39 +154,3 @@ def cold_tenants(view: ClusterView) -> set[TenantId]:
 
 def _ranked(tenant: TenantId, workers: Iterable[WorkerId]) -> list[WorkerId]:
     return sorted(workers, key=lambda w: hashlib.sha256(f"{tenant}|{w}".encode()).digest())
-
-
-def _add_placement(held: dict[WorkerId, set[ShardId]], placement: Placement) -> None:
-    for shard_id, workers in placement.hosts:
-        for worker in workers:
-            held.setdefault(worker, set()).add(shard_id)
-
-
-def _files(view: ClusterView) -> dict[WorkerId, set[ShardId]]:
-    """Shard files that are or will be on each host: what is placed there, and what is there
-    still because an executor drains."""
-    files: dict[WorkerId, set[ShardId]] = {}
-    for placement in view.records(Placement):
-        _add_placement(files, placement)
-    for replica in view.records(Replica):
-        if replica.file_bytes > 0:
-            files.setdefault(replica.worker, set()).add(replica.shard_id)
-    return files
-
-
-def _executor_memory(view: ClusterView) -> dict[WorkerId, _ExecutorMemory]:
-    """Executor memory of each tenant present on each host."""
-    memory: dict[WorkerId, _ExecutorMemory] = {}
-    for plan in view.records(ExecutorPlan):
-        is_cold = plan.kind is ExecutorKind.COLD
-        size = plan.quota.cold_memory_bytes if is_cold else plan.quota.executor_memory_bytes
-        memory.setdefault(plan.worker, {})[plan.tenant, plan.kind] = size
-    for placement in view.records(Placement):
-        tenant = view.tenant(placement.tenant)
-        for _, workers in placement.hosts:
-            for worker in workers:
-                present = memory.setdefault(worker, {})
-                if tenant is not None:
-                    key = (placement.tenant, ExecutorKind.HOT)
-                    present[key] = tenant.quota.executor_memory_bytes
-    return memory

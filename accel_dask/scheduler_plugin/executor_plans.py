@@ -22,10 +22,11 @@ from accel_dask.model.executor import (
     ExecutorState,
     executor_path,
 )
+from accel_dask.model.guarantees import quotas_unchanged
 from accel_dask.model.ids import DatasetId, Path, ShardId, TenantId, WorkerId
 from accel_dask.model.placement import Placement, Serving, placement_path, serving_path
 from accel_dask.model.replica import Replica, ReplicaState, replica_path
-from accel_dask.model.tenant import Quota, tenant_path
+from accel_dask.model.tenant import Quota
 from accel_dask.scheduler_plugin.cold_plans import cold_attachments, cold_hosts, is_spare_cold
 from accel_dask.scheduler_plugin.round import (
     Round,
@@ -143,7 +144,7 @@ def _on_live_host(
     requires: list[Requirement | Path] = [
         UnchangedUnder((ExecutorPlan.KIND, worker, tenant), view.revision),
         host_is_same(view, worker),
-        tenant_path(tenant),
+        quotas_unchanged(view),
         *(plan.path for plan in plans),
         *_facts_of(view, worker, tenant, plans, desired, kind),
     ]

@@ -29,6 +29,7 @@ from accel_dask.model.epoch import (
     last_epoch_path,
 )
 from accel_dask.model.executor import ExecutorPlan
+from accel_dask.model.guarantees import quotas_unchanged
 from accel_dask.model.ids import DatasetId, EpochNumber, Revision
 from accel_dask.model.load_plan import LoadPlan, LoadTask
 from accel_dask.model.placement import Placement, serving_path
@@ -161,7 +162,7 @@ def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
     _check_size(epoch, placement)
     return round_.commit(
         f"{epoch} opens: {epoch.reason}",
-        (*_answers(planned.request), epoch.path, placement.path),
+        (*_answers(planned.request), epoch.path, placement.path, quotas_unchanged(view)),
         Put(epoch),
         Put(placement),
         Delete(planned.request.path),

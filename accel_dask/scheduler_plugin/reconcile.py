@@ -18,6 +18,7 @@ from accel_dask.model.commit import Change, Commit, Delete, Put, Requirement, ap
 from accel_dask.model.dataset import ColdPolicy, PublishRequest, dataset_path, publish_path
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState, LastEpoch, advance
 from accel_dask.model.executor import ExecutorPlan, ExecutorState, executor_path
+from accel_dask.model.guarantees import quotas_unchanged
 from accel_dask.model.ids import DatasetId, Path, ShardId, TenantId, WorkerId
 from accel_dask.model.member import FencingToken, Gateway
 from accel_dask.model.placement import Placement, Serving, placement_path, serving_path
@@ -265,7 +266,13 @@ def _lost_since_loading(
         changes.append(Put(moved))
     return round_.commit(
         because_of(epoch, f"back to loading, {because}"),
-        (epoch.path, placement.path, *_hosts_same(round_, moved), *_hosts_same(round_, placement)),
+        (
+            epoch.path,
+            placement.path,
+            quotas_unchanged(view),
+            *_hosts_same(round_, moved),
+            *_hosts_same(round_, placement),
+        ),
         *changes,
     )
 
@@ -410,7 +417,7 @@ def _move(
             epoch.path,
             placement.path,
             dataset_path(epoch.dataset_id),
-            tenant_path(epoch.tenant),
+            quotas_unchanged(round_.view),
             *_hosts_same(round_, placement),
             *_hosts_same(round_, moved),
         ),

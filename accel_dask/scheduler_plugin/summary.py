@@ -12,9 +12,9 @@ from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, PublishRequest
 from accel_dask.model.epoch import Epoch
 from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
+from accel_dask.model.guarantees import shard_sizes
 from accel_dask.model.member import Gateway, Worker
 from accel_dask.model.replica import Replica
-from accel_dask.scheduler_plugin.budget import shard_sizes
 from accel_dask.scheduler_plugin.round import executor_of
 from accel_dask.scheduler_plugin.waiting import request_waits_for, waiting_for
 
