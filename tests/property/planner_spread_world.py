@@ -16,8 +16,9 @@ from types import MappingProxyType
 import duckdb
 import pyarrow as pa
 
+from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.epoch import ShardSummary
-from accel_dask.model.executor import Attachment
+from accel_dask.model.executor import Attachment, ExecutorKind
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
 from accel_dask.model.rollup import RollupTable, parse_rollup, resolve_rollups, rollup_table
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
@@ -25,7 +26,7 @@ from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.model.tenant import Quota
 from accel_dask.model.ticket import EpochToken
 from accel_dask.query_planner.pipeline import plan_query
-from accel_dask.query_planner.plan import Fragment, Part, PlanContext, QueryPlan
+from accel_dask.query_planner.plan import Fragment, FragmentKind, Part, PlanContext, QueryPlan
 from accel_dask.worker_plugin.executor.part_types import typed_columns, types_to_cast, with_types
 from accel_dask.worker_plugin.rollup_build import build_rollup, check_rollup
 
@@ -138,7 +139,9 @@ class SpreadWorld:
     def _check(self, fragment: Fragment | Part) -> None:
         named = {ShardId(found) for found in _SHARD.findall(fragment.sql)}
         assert named == {shard for token in fragment.tokens for shard in token.shards}
+        assert (fragment.kind is FragmentKind.COLD) == fragment.candidates[0].is_cold
         for executor in fragment.candidates:
+            assert not executor.is_cold or "rollup_" not in fragment.sql
             assert set(_attachments(fragment.tokens)) <= executor.attachments
         assert fragment.candidates
 
@@ -264,6 +267,51 @@ def world_of(
         tenant=ACME, routing=RoutingTable(1, datasets, {}, {}, b""), quota=Quota()
     )
     return SpreadWorld(plain, sharded, context, seed)
+
+
+def cooled(world: SpreadWorld, seed: int) -> SpreadWorld:
+    """`world` with shards of some tables in no hot executor; cold ones have all of these."""
+    draw = random.Random(f"cold {seed}")
+    routing = world.context.routing
+    allowed = [key for key in routing.datasets if draw.random() < 0.7]
+    every = {
+        key: [Attachment(key.name, EPOCH, shard.shard_id) for shard in routing.datasets[key].shards]
+        for key in allowed
+    }
+    share = draw.choice([0.3, 0.6, 1.0])
+    gone = {one for shards in every.values() for one in shards if draw.random() < share}
+    lasting = {one.shard_id for one in gone if draw.random() < 0.7}
+    known = {one.address: one for route in routing.datasets.values() for one in route.executors}
+    hot = [replace(one, attachments=one.attachments - gone) for one in known.values()]
+    cold = [
+        ExecutorRoute(
+            worker=WorkerId(f"w{number}"),
+            tenant=ACME,
+            generation=2,
+            incarnation=f"c{number}",
+            address=f"grpc://c{number}",
+            attachments=frozenset(one for shards in every.values() for one in shards),
+            kind=ExecutorKind.COLD,
+        )
+        for number in range(draw.choice([1, 2]))
+    ]
+    datasets = {
+        key: replace(
+            route,
+            executors=(*hot, *cold),
+            cold=ColdPolicy.ALLOW if key in allowed else ColdPolicy.REFUSE,
+            cold_shards=frozenset(s.shard_id for s in route.shards if s.shard_id in lasting),
+            rollup_rows=tuple(
+                () if shard.shard_id in lasting else rows
+                for shard, rows in zip(route.shards, route.rollup_rows, strict=True)
+            )
+            if route.rollup_rows
+            else (),
+        )
+        for key, route in routing.datasets.items()
+    }
+    context = replace(world.context, routing=RoutingTable(1, datasets, {}, {}, b""))
+    return replace(world, context=context, plans={})
 
 
 def _cut(table: pa.Table, draw: random.Random, name: str) -> list[pa.Table]:

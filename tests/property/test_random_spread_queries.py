@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from answers import difference, plain_answer, to_answer
-from planner_spread_world import SpreadWorld, world_of
+from planner_spread_world import SpreadWorld, cooled, world_of
 from random_queries import QueryWriter, RandomQuery, SeededChoices, World, make_world
 
 from accel_dask.errors import QueryError
@@ -40,7 +40,7 @@ def plain() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def spread(plain: duckdb.DuckDBPyConnection, number: int) -> tuple[SpreadWorld, World]:
-    """A random world of its own, on two to four executors."""
+    """A random world of its own, on two to four executors; of each second one parts are cold."""
     seed = SEED * 10_000 + number
     draw = random.Random(seed)
     world = make_world(plain, f"w{number}", seed)
@@ -50,7 +50,8 @@ def spread(plain: duckdb.DuckDBPyConnection, number: int) -> tuple[SpreadWorld, 
         cuts[world.table("fact")] = _cut(plain, world.table("fact"), "id % 5")
     for layout in world.layouts:
         cuts[layout.table] += [cuts[layout.table][0].slice(0, 0)] * layout.empty
-    return world_of(draw, plain, cuts, whole, draw.choice([2, 3, 4]), KNOWN), world
+    simulated = world_of(draw, plain, cuts, whole, draw.choice([2, 3, 4]), KNOWN)
+    return cooled(simulated, seed) if number % 2 else simulated, world
 
 
 def _cut(plain: duckdb.DuckDBPyConnection, table: str, split_by: str) -> list[pa.Table]:
