@@ -1,9 +1,11 @@
-"""The files of `tests/sqllogic`: plain DuckDB, one executor and several give the same rows."""
+"""The files of `tests/sqllogic`: plain DuckDB, one executor, and several with some shards cold
+give the same rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -12,11 +14,14 @@ from answers import GatewayClient, gateway_client, hosts_of, publish_all
 from sqllogic_runner import LogicFile, Plain, read_files, run_file
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
+from accel_dask.model.dataset import ColdPolicy, Dataset, Spread
+from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.tenant import MIB, Quota
 
 FILES: Final = read_files(Path(__file__).parent.parent / "sqllogic")
 HOSTS: Final = {"one": 1, "several": 3}
 QUOTA: Final = Quota(executor_memory_bytes=256 * MIB, memory_bytes_per_host=384 * MIB)
+HOT_SHARDS: Final = 3
 MAY_REFUSE: Final = {"one": 0.0, "several": 0.1}
 """Share of a file's queries that may be refused, by way."""
 
@@ -35,10 +40,27 @@ def served(way: str, plain: Plain, directory: Path) -> Iterator[GatewayClient]:
     """All tables on a cluster of this way's hosts."""
     with LocalAccelCluster(LocalOptions(workers=HOSTS[way])) as cluster:
         token = cluster.create_tenant("logic", QUOTA)
-        publish_all(cluster, plain.datasets("logic", directory))
+        datasets = plain.datasets("logic", directory)
+        publish_all(cluster, map(partly_cold, datasets) if way == "several" else datasets)
         assert len(hosts_of(cluster, "logic", "sales")) == HOSTS[way]
+        assert has_cold_shards(cluster, "sales") == (way == "several")
         with gateway_client(cluster, "logic", token) as client:
             yield client
+
+
+def partly_cold(dataset: Dataset) -> Dataset:
+    """Of what is spread, the last shards are in memory, and the others at the source."""
+    if dataset.spread is not Spread.SPREAD:
+        return dataset
+    return replace(dataset, cold=ColdPolicy.ALLOW, hot_shards=HOT_SHARDS)
+
+
+def has_cold_shards(cluster: LocalAccelCluster, name: str) -> bool:
+    dataset = DatasetId(TenantId("logic"), name)
+    epoch = cluster.view.serving_epoch(dataset)
+    assert epoch is not None
+    placement = cluster.view.placement(dataset, epoch.number)
+    return placement is not None and bool(placement.cold_shards)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +92,7 @@ def test_one_executor_gives_the_same_rows(
 
 @pytest.mark.cluster
 @each_file
-def test_several_executors_give_the_same_rows(
+def test_several_executors_with_some_shards_cold_give_the_same_rows(
     file: LogicFile, plain: Plain, several: GatewayClient
 ) -> None:
     check(file, plain, several, "several")
