@@ -1,4 +1,5 @@
-"""Random queries over random tables, spread at random over executors, answer as plain DuckDB does.
+"""Random queries over random tables, spread at random over executors, some of their shards in no
+executor's memory, answer as plain DuckDB does.
 
 `ACCEL_RANDOM_QUERIES` says how many (make test: few), `ACCEL_RANDOM_SEED` which, and
 `ACCEL_RANDOM_HOSTS` on how many hosts.
@@ -7,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,6 +34,7 @@ from sqllogic_runner import lay_out
 
 from accel_dask.flight_client import FlightSession
 from accel_dask.local import LocalAccelCluster, LocalOptions
+from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.rollup import parse_rollup
 from accel_dask.model.tenant import MIB, Quota
 
@@ -102,15 +105,27 @@ class Subject:
         """Of the newest thousand queries, how many were answered from a rollup."""
         return sum(any(one["rollup"] for one in r["datasets"]) for r in self.receipts())
 
+    def from_files(self) -> int:
+        """Of the newest thousand queries, how many read shards cold."""
+        return sum("cold" in r["route"] for r in self.receipts())
+
     def show(self) -> None:
         refused = sum(self.refused.values())
         print(
             f"\n{HOSTS} host(s), seed {SEED}: {self.answered} answered as plain DuckDB does "
             f"({self.with_rows} with rows), {refused} refused; of the last thousand "
-            f"{self.from_rollups()} from rollups"
+            f"{self.from_rollups()} from rollups, {self.from_files()} read shards cold"
         )
         for reason, count in self.refused.most_common(20):
             print(f"  {count:5} {reason}")
+
+
+def residency(table: str) -> dict[str, Any]:
+    """Which part of a table is in memory: fields of its dataset."""
+    draw = random.Random(f"{SEED} {table}")
+    if draw.random() < 0.3:
+        return {}
+    return {"cold": ColdPolicy.ALLOW, "hot_shards": draw.choice([None, 0, 1, 2, 4])}
 
 
 @contextmanager
@@ -128,12 +143,13 @@ def on_a_cluster(directory: Path) -> Iterator[Subject]:
             (
                 replace(
                     lay_out(plain, "random", layout, directory / layout.table),
+                    **(residency(layout.table) if number else {}),
                     replicas=replicas,
                     rollups=tuple(map(parse_rollup, world.rollups))
                     if layout.table == world.table("fact")
                     else (),
                 )
-                for world in worlds
+                for number, world in enumerate(worlds)
                 for layout, replicas in zip(world.layouts, world.replicas, strict=True)
             ),
         )
@@ -188,3 +204,4 @@ def test_random_queries_answer_as_plain_duckdb_does(subject: Subject) -> None:
     total = subject.answered + sum(subject.refused.values())
     assert subject.answered >= (1 - MAY_REFUSE) * total
     assert subject.from_rollups() > min(total, 1000) // 100
+    assert subject.from_files() > min(total, 1000) // 100
