@@ -259,37 +259,26 @@ class RollupMatch:
     def _rewritten(self, call: exp.Expr, fact: Fact) -> Edit | None:
         """The aggregate over the rollup; None: it is the same over it."""
         start, end = self._span(call)
-        function = call.this if isinstance(call, exp.Filter) else call
         name = call_name(self._text.text[start:end])
         close = _closing(self._text.text, start + len(name))
-        if call.find(exp.Query) or close is None:
-            raise NoMatch("it has a subquery in an aggregate")
         if isinstance(call, exp.Filter):
             self._check_inside(call.expression, fact)
         elif close != end:
             raise NoMatch("an aggregate of it is written in an unusual way")
-        if any(value for key, value in function.args.items() if key not in _ARGUMENTS):
-            raise NoMatch(f"{name} is called with more than a column")
-        argument = function.this
-        if argument is not None and any(
-            isinstance(node, _MODIFIERS)
-            or (isinstance(node, exp.Distinct) and node is not argument)
-            for node in own_nodes(argument)
-        ):
-            raise NoMatch(f"{name} is called with more than a column")
+        if call.find(exp.Query) or close is None:
+            raise NoMatch("it has a subquery in an aggregate")
+        argument = _argument_of(call, name)
         if isinstance(argument, exp.Distinct):
             if name not in _OF_DISTINCT or argument.args.get("on"):
                 raise NoMatch(f"{name} of distinct values needs the rows")
             self._check_inside(argument, fact)
             return None
-        if function.args.get("expressions"):
-            raise NoMatch(f"{name} is called with more than a column")
         behind = self._text.cut(close, end)
         new = self._over_measures(name, argument, behind, fact)
-        if new is None and name in _WHATEVER_THE_COUNT:
+        if new is None and name in _WHATEVER_THE_COUNT and argument is not None:
             self._check_inside(argument, fact)
             return None
-        if new is None and name == "count":
+        if new is None and name == "count" and argument is not None:
             new = self._counted(argument, behind, fact)
         if new is None:
             what = self._text.text[start:close]
@@ -388,6 +377,29 @@ def _calls_in(part: exp.Expr) -> Iterator[exp.Expr]:
             yield node
             continue
         pending += [child for child in node.iter_expressions() if not isinstance(child, exp.Query)]
+
+
+def _argument_of(call: exp.Expr, name: str) -> exp.Expr | None:
+    """The one argument of an aggregate; None: it has none.
+
+    Raises:
+        NoMatch: it has others, or an order.
+    """
+    function = call.this if isinstance(call, exp.Filter) else call
+    argument = function.args.get("this")
+    is_plain = argument is None or isinstance(argument, exp.Expr)
+    is_plain = is_plain and not any(
+        value for key, value in function.args.items() if key not in _ARGUMENTS
+    )
+    if argument is not None and is_plain:
+        is_plain = not any(
+            isinstance(node, _MODIFIERS)
+            or (isinstance(node, exp.Distinct) and node is not argument)
+            for node in own_nodes(argument)
+        )
+    if not is_plain or function.args.get("expressions"):
+        raise NoMatch(f"{name} is called with more than a column")
+    return argument
 
 
 def _closing(text: str, start: int) -> int | None:

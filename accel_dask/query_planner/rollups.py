@@ -6,6 +6,7 @@ written it, over datasets whose shards have the rollup's columns and rows.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,8 @@ from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.physical import SplicedText
 from accel_dask.query_planner.plan import Edit, ParsedQuery, PlanContext, QueryDraft, Scan
 from accel_dask.query_planner.rollup_match import NoMatch, RollupMatch
+
+logger = logging.getLogger(__name__)
 
 _MOST_VALUE_BYTES = 16
 
@@ -109,8 +112,16 @@ def _best(
     scans = {id(one.reference.node): one for one in draft.scans}
     try:
         match = RollupMatch(select, scan, text, scans)
-    except NoMatch as reason:
+        return _smallest(match, scan)
+    except (NoMatch, RecursionError) as reason:
         return None, str(reason)
+    except Exception:
+        # The rows answer it as well: a form that was not thought of must not cost the answer.
+        logger.exception("rollups of %s are not used: %s", scan.route.dataset_id, text.text)
+        return None, "of an error; see the gateway's log"
+
+
+def _smallest(match: RollupMatch, scan: Scan) -> tuple[_Chosen | None, str]:
     found: list[_Chosen] = []
     why_not: list[str] = []
     for number, declared in enumerate(scan.route.rollups):

@@ -29,6 +29,9 @@ BATCHES: Final = 20
 KNOWN: Final = frozenset(["id", "k", "n", "d", "s", "moment", "m"])
 """Columns that have statistics."""
 REFUSED: Final = "refused"
+ROLLUP: Final = "from a rollup"
+ASKED: Final[Counter[str]] = Counter()
+"""What all batches needed."""
 
 pytestmark = pytest.mark.timeout(120 + QUERIES // 4)
 
@@ -50,7 +53,8 @@ def spread(plain: duckdb.DuckDBPyConnection, number: int) -> tuple[SpreadWorld, 
         cuts[world.table("fact")] = _cut(plain, world.table("fact"), "id % 5")
     for layout in world.layouts:
         cuts[layout.table] += [cuts[layout.table][0].slice(0, 0)] * layout.empty
-    simulated = world_of(draw, plain, cuts, whole, draw.choice([2, 3, 4]), KNOWN)
+    rollups = {world.table("fact"): world.rollups}
+    simulated = world_of(draw, plain, cuts, whole, draw.choice([2, 3, 4]), KNOWN, rollups)
     return cooled(simulated, seed) if number % 2 else simulated, world
 
 
@@ -77,8 +81,13 @@ def test_random_queries_over_simulated_executors(
         except AssertionError as error:
             raise AssertionError(f"{SEED}/{batch}/{number}: {query.sql}\n{error}") from error
     print(batch, dict(kinds))
+    ASKED.update(kinds)
     assert kinds[REFUSED] <= QUERIES // BATCHES // 10
     assert sum(kinds.values()) > kinds[REFUSED]
+
+
+def test_many_of_them_were_answered_from_rollups() -> None:
+    assert not ASKED or ASKED[ROLLUP] > QUERIES // 100
 
 
 def check(simulated: SpreadWorld, query: RandomQuery) -> list[str]:
@@ -94,6 +103,7 @@ def check(simulated: SpreadWorld, query: RandomQuery) -> list[str]:
         plan = simulated.plan(query.sql)
     except QueryError:
         return [REFUSED]
+    assert "of an error" not in str(plan.rollups), plan.rollups
     fragment = plan.fragments[0]
     try:
         found = to_answer(simulated.relation(plan).to_arrow_table())
@@ -101,4 +111,5 @@ def check(simulated: SpreadWorld, query: RandomQuery) -> list[str]:
         raise AssertionError(f"{error}\n{fragment.sql}") from error
     wrong = difference(expected, found, query.order)
     assert not wrong, f"{wrong}\n{fragment.sql}"
-    return [one.because.split(": ")[1].split(" of ")[0] for one in fragment.inputs]
+    moved = [one.because.split(": ")[1].split(" of ")[0] for one in fragment.inputs]
+    return moved + [ROLLUP for used in plan.datasets if used.rollup]
