@@ -1,8 +1,14 @@
-"""Plans by statement. A plan outlives a new routing table if what it uses is the same in it."""
+"""Plans by statement. A plan outlives a new routing table if what it uses is the same in it.
+
+A plan is for the very values of its statement, which decide what is pruned. What does not depend on
+them is shared between statements that differ in values only; see `templates`.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from accel_dask.model.ids import TenantId
@@ -12,6 +18,7 @@ from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.pipeline import plan_parsed
 from accel_dask.query_planner.plan import PlanContext, QueryDraft, QueryPlan
 from accel_dask.query_planner.resolve import resolve
+from accel_dask.query_planner.templates import Templates
 
 _LARGE_TEXT: Final = 16 * 1024
 _MAX_LARGE: Final = 20
@@ -19,8 +26,8 @@ _MAX_LARGE: Final = 20
 
 
 class _Entry(NamedTuple):
-    draft: QueryDraft
-    """After the gate; holds whatever the routing table."""
+    draft: QueryDraft | None
+    """After the gate; holds whatever the routing table. None: a template has it."""
     routing: RoutingTable | None
     plan: QueryPlan | None
 
@@ -37,6 +44,7 @@ class PlanCache:
         self._capacity = capacity
         self._small: _Entries = OrderedDict()
         self._large: _Entries = OrderedDict()
+        self._templates = Templates()
 
     def __len__(self) -> int:
         return len(self._small) + len(self._large)
@@ -45,13 +53,13 @@ class PlanCache:
         """As `plan_query`."""
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
-        if entry is None:
-            entry = _Entry(parse(QueryDraft(sql=sql), context), None, None)
-            self._keep(key, entry)
-        plan = entry.plan
-        if plan is None or not _still_holds(plan, entry.routing, context):
-            plan = plan_parsed(entry.draft, context)
-        self._keep(key, _Entry(entry.draft, context.routing, plan))
+        if entry is None or entry.plan is None or not self._holds(entry, context):
+            with self._draft(key, context) as draft:
+                plan = plan_parsed(draft, context)
+            entry = self._entries(sql).get(key)
+        else:
+            plan = entry.plan
+        self._keep(key, _Entry(entry.draft if entry else None, context.routing, plan))
         return plan
 
     def check(self, sql: str, context: PlanContext) -> None:
@@ -62,12 +70,31 @@ class PlanCache:
         """
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
-        if entry is None:
-            entry = _Entry(parse(QueryDraft(sql=sql), context), None, None)
-            self._keep(key, entry)
-        elif entry.plan is not None and _still_holds(entry.plan, entry.routing, context):
+        if entry is None or entry.plan is None or not self._holds(entry, context):
+            with self._draft(key, context) as draft:
+                resolve(draft, context)
+
+    @staticmethod
+    def _holds(entry: _Entry, context: PlanContext) -> bool:
+        return entry.plan is not None and _still_holds(entry.plan, entry.routing, context)
+
+    @contextmanager
+    def _draft(self, key: _Key, context: PlanContext) -> Iterator[QueryDraft]:
+        """The statement behind the gate, for as long as the context lasts."""
+        sql = key[1]
+        entry = self._entries(sql).get(key)
+        if entry is not None and entry.draft is not None:
+            yield entry.draft
             return
-        resolve(entry.draft, context)
+        with self._templates.filled(sql, context.tenant) as parsed:
+            if parsed is not None:
+                yield QueryDraft(sql=sql, parsed=parsed)
+                return
+        draft = parse(QueryDraft(sql=sql), context)
+        yield draft
+        assert draft.parsed is not None
+        if not self._templates.learn(sql, context.tenant, draft.parsed):
+            self._keep(key, _Entry(draft, None, None))
 
     def _entries(self, sql: str) -> _Entries:
         return self._small if len(sql) <= _LARGE_TEXT else self._large
