@@ -13,16 +13,25 @@ from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 
 from accel_dask.errors import CommitConflict, ConfigError, LoadError
+from accel_dask.model import row_filter
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup
+from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup, dataset_path
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.guarantees import quota_commit
 from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.rollup import check_rollups
-from accel_dask.model.tenant import MAX_CPU_WEIGHT, Quota, Tenant, User, hash_token
+from accel_dask.model.tenant import (
+    MAX_CPU_WEIGHT,
+    Quota,
+    Tenant,
+    User,
+    hash_token,
+    tenant_path,
+    user_path,
+)
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
-from accel_dask.store.records import commit_records, put_record, read_view
+from accel_dask.store.records import commit_records, delete_record, put_record, read_view
 
 _COMMIT_SECONDS = 30.0
 _MAY_BE_ZERO = frozenset({"cpu_guarantee_percent", "cpu_limit_percent"})
@@ -157,6 +166,9 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
         raise ConfigError(f"dataset {dataset.dataset_id}: hot_shards must be 0 or more")
     if dataset.poll_seconds < 0:
         raise ConfigError(f"dataset {dataset.dataset_id}: poll_seconds must be 0 (never) or more")
+    why_not = row_filter.refusal(str(dataset.dataset_id), dataset.row_filter)
+    if why_not is not None:
+        raise ConfigError(f"dataset {why_not}")
     check_rollups(dataset.dataset_id, dataset.rollups)
     for other in view.records(Dataset):
         is_alike = other.name != dataset.name and other.name.lower() == dataset.name.lower()
@@ -191,6 +203,71 @@ def change_rollups(
     changed = replace(found, rollups=tuple(known.values()))
     create_dataset(store, changed)
     return changed
+
+
+def delete_dataset(store: StateStore, dataset: DatasetId) -> None:
+    """Take `dataset` away: it is answered no more, and its memory is returned. The source keeps
+    its data.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
+    if read_view(store).dataset(dataset) is None:
+        raise ConfigError(f"there is no dataset {dataset}")
+    delete_record(store, dataset_path(dataset))
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What a tenant has, and loses when it is deleted."""
+
+    users: tuple[str, ...]
+    datasets: tuple[DatasetId, ...]
+
+
+def holdings(store: StateStore, tenant: str) -> Holdings:
+    """
+    Raises:
+        ConfigError: there is no such tenant.
+    """
+    view = read_view(store)
+    if view.tenant(TenantId(tenant)) is None:
+        raise ConfigError(f"there is no tenant {tenant}")
+    return Holdings(
+        users=tuple(sorted(user.name for user in view.records(User) if user.tenant == tenant)),
+        datasets=tuple(sorted(d.dataset_id for d in view.records(Dataset) if d.tenant == tenant)),
+    )
+
+
+def delete_tenant(store: StateStore, tenant: str) -> Holdings:
+    """Take `tenant` away with its users and datasets, and return what it had. Done in steps, of
+    which the first lets nobody in any more; what is left after a failure goes with the next try.
+
+    Raises:
+        ConfigError: there is no such tenant.
+    """
+    found = holdings(store, tenant)
+    for user in found.users:
+        delete_record(store, user_path(user))
+    for dataset in found.datasets:
+        delete_record(store, dataset_path(dataset))
+    delete_record(store, tenant_path(TenantId(tenant)))
+    return found
+
+
+def rotate_token(store: StateStore, name: str, token: str | None = None) -> str:
+    """Give the user `name` another token (made here if not given). The old one, and what was
+    signed for it, is refused as soon as the gateways know.
+
+    Raises:
+        ConfigError: there is no such user.
+    """
+    user = next((user for user in read_view(store).records(User) if user.name == name), None)
+    if user is None:
+        raise ConfigError(f"there is no user {name}")
+    token = token or secrets.token_urlsafe(24)
+    put_record(store, replace(user, token_sha256=hash_token(token)))
+    return token
 
 
 def publish(

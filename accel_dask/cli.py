@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from enum import StrEnum
@@ -56,7 +56,9 @@ app = typer.Typer(
 )
 tenants = typer.Typer(help="Tenants: who is served, within which bounds.", no_args_is_help=True)
 datasets = typer.Typer(help="Datasets: named tables, each fed by one source.", no_args_is_help=True)
+users = typer.Typer(help="Users: who asks for a tenant.", no_args_is_help=True)
 app.add_typer(tenants, name="tenant")
+app.add_typer(users, name="user")
 app.add_typer(datasets, name="dataset")
 
 console = Console()
@@ -333,6 +335,70 @@ def _number(field: str, value: str) -> int:
         raise ConfigError(f"{field} must be a whole number, not {value!r}") from error
 
 
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@tenants.command("delete")
+def tenant_delete(
+    name: Annotated[str, typer.Argument()],
+    yes: YesOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Take a tenant away, with its users and datasets. Its sources keep their data."""
+    with _store(config) as store:
+        has = admin.holdings(store, name)
+        _confirm(
+            f"delete tenant {name} with {len(has.users)} user(s) ({_listed(has.users)}) and "
+            f"{len(has.datasets)} dataset(s) ({_listed(has.datasets)})?",
+            yes,
+        )
+        gone = admin.delete_tenant(store, name)
+    console.print(f"tenant {name} deleted; hosts return its memory")
+    if _is_local(config):
+        _forget_tokens(gone.users)
+
+
+@datasets.command("delete")
+def dataset_delete(
+    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    yes: YesOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Take a dataset away: it is answered no more. Its source keeps its data."""
+    dataset_id = _dataset_id(dataset)
+    with _store(config) as store:
+        view = read_view(store)
+        serving = view.serving_epoch(dataset_id)
+        _confirm(f"delete {dataset_id} ({serving or 'no epoch'} serves)?", yes)
+        admin.delete_dataset(store, dataset_id)
+    console.print(f"dataset {dataset_id} deleted; hosts return its memory")
+
+
+@users.command("rotate-token")
+def user_rotate_token(
+    name: Annotated[str, typer.Argument()],
+    yes: YesOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Give a user another token and refuse the old one."""
+    _confirm(f"give user {name} another token? Who uses the old one is refused", yes)
+    with _store(config) as store:
+        token = admin.rotate_token(store, name)
+    console.print(f"user {name}, token {token}")
+    if _is_local(config):
+        _keep_token(name, token)
+
+
+def _confirm(question: str, yes: bool) -> None:
+    if not yes:
+        typer.confirm(question, abort=True)
+
+
+def _listed(names: Sequence[object], most: int = 5) -> str:
+    told = ", ".join(str(name) for name in names[:most])
+    return told + (", ..." if len(names) > most else "") if names else "none"
+
+
 @datasets.command("create")
 def dataset_create(
     dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
@@ -583,6 +649,13 @@ def _remember(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
 def _keep_token(user: str, token: str) -> None:
     current = require_current()
     tokens = {**current.tokens, user: token}
+    write_current(replace(current, tokens=tokens))
+    _write_tokens(Path(current.directory), tokens)
+
+
+def _forget_tokens(users: Sequence[str]) -> None:
+    current = require_current()
+    tokens = {user: token for user, token in current.tokens.items() if user not in users}
     write_current(replace(current, tokens=tokens))
     _write_tokens(Path(current.directory), tokens)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, LoadError, NotAcceleratable, QuotaExceeded
+from accel_dask.model import row_filter
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Delete, Put
 from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path, publish_path
@@ -109,8 +110,12 @@ def load_plan(
     """The load plan of epoch `number`, and its bytes.
 
     Raises:
-        NotAcceleratable: there is not a single shard to load.
+        NotAcceleratable: there is not a single shard to load, or each load of one would hold
+            other rows.
     """
+    why_not = row_filter.refusal(str(dataset.dataset_id), dataset.row_filter)
+    if why_not is not None:
+        raise NotAcceleratable(why_not)
     if not tasks:
         raise NotAcceleratable(
             f"snapshot {snapshot.snapshot_id} of {dataset.dataset_id} was cut into no shards; "

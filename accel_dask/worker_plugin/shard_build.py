@@ -17,11 +17,13 @@ import duckdb
 
 from accel_dask.errors import (
     LoaderCrashed,
+    NotAcceleratable,
     QuotaExceeded,
     SchemaUnsupported,
     SnapshotGone,
     ValidationFailed,
 )
+from accel_dask.model import row_filter
 from accel_dask.model.ids import DatasetId
 from accel_dask.model.load_plan import LoadOrder, LoadTask
 from accel_dask.model.rollup import RollupTable, rollup_table
@@ -135,6 +137,9 @@ def _name(order: LoadOrder) -> str:
 
 def _build(order: LoadOrder, attempt: _Attempt, file: Path, spill: Path) -> Loaded:
     task = order.task
+    why_not = row_filter.refusal(_name(order), task.row_filter)
+    if why_not is not None:
+        raise NotAcceleratable(why_not)
     with (
         _translated(order),
         _open_database(order, attempt, file, spill) as connection,

@@ -22,7 +22,8 @@ from accel_dask.current import Current, find_current, write_current
 from accel_dask.errors import ConfigError, StoreUnavailable, WaitTimedOut
 from accel_dask.flight_client import FlightSession
 from accel_dask.model.dataset import Dataset
-from accel_dask.model.tenant import Quota
+from accel_dask.model.ids import TenantId
+from accel_dask.model.tenant import Quota, User, hash_token
 from accel_dask.store.memory import MemoryStore
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import read_view
@@ -67,6 +68,76 @@ def test_names_that_sql_does_not_tell_apart_are_refused(store: MemoryStore) -> N
     admin.create_dataset(store, make_dataset(name="flights", row_filter="true"))
     admin.create_tenant(store, "globex")
     admin.create_dataset(store, make_dataset(tenant="globex", name="FLIGHTS"))
+
+
+def test_a_row_filter_that_gives_other_rows_each_time_is_refused(store: MemoryStore) -> None:
+    with pytest.raises(ConfigError, match=r"acme\.flights: its row_filter has random\(\)"):
+        admin.create_dataset(store, make_dataset(name="flights", row_filter="random() < 0.5"))
+
+
+# What is taken away
+
+
+def test_a_deleted_tenant_has_no_users_and_no_datasets(store: MemoryStore) -> None:
+    admin.create_user(store, "ann", "acme")
+    admin.create_dataset(store, make_dataset(name="flights"))
+    admin.create_tenant(store, "globex")
+    admin.create_user(store, "bob", "globex")
+    gone = admin.delete_tenant(store, "acme")
+    assert (gone.users, [str(one) for one in gone.datasets]) == (("ann",), ["acme.flights"])
+    view = read_view(store)
+    assert view.tenant(TenantId("acme")) is None
+    assert not list(view.records(Dataset))
+    assert [user.name for user in view.records(User)] == ["bob"]
+    with pytest.raises(ConfigError, match="there is no tenant acme"):
+        admin.delete_tenant(store, "acme")
+
+
+def test_a_dataset_is_deleted_once(store: MemoryStore) -> None:
+    dataset = make_dataset(name="flights")
+    admin.create_dataset(store, dataset)
+    admin.delete_dataset(store, dataset.dataset_id)
+    assert read_view(store).dataset(dataset.dataset_id) is None
+    with pytest.raises(ConfigError, match=r"there is no dataset acme\.flights"):
+        admin.delete_dataset(store, dataset.dataset_id)
+
+
+def test_a_rotated_token_replaces_the_old_one(store: MemoryStore) -> None:
+    old = admin.create_user(store, "ann", "acme")
+    new = admin.rotate_token(store, "ann")
+    (user,) = read_view(store).records(User)
+    assert new != old
+    assert (user.tenant, user.token_sha256) == ("acme", hash_token(new))
+    with pytest.raises(ConfigError, match="there is no user nobody"):
+        admin.rotate_token(store, "nobody")
+
+
+@pytest.mark.parametrize(
+    ("command", "question"),
+    [
+        (["dataset", "delete", "acme.flights"], "delete acme.flights (no epoch serves)?"),
+        (
+            ["tenant", "delete", "acme"],
+            "delete tenant acme with 1 user(s) (ann) and 1 dataset(s) (acme.flights)?",
+        ),
+        (["user", "rotate-token", "ann"], "give user ann another token?"),
+    ],
+)
+def test_what_cannot_be_undone_asks_first(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch, command: list[str], question: str
+) -> None:
+    admin.create_user(store, "ann", "acme")
+    admin.create_dataset(store, make_dataset(name="flights"))
+    monkeypatch.setattr(cli, "_store", lambda config: nullcontext(store))
+    monkeypatch.setattr(cli, "_is_local", lambda config: False)
+    before = read_view(store).revision
+    refused = CliRunner().invoke(cli.app, command, input="n\n")
+    assert refused.exit_code == 1
+    assert question in " ".join(refused.output.split())
+    assert read_view(store).revision == before
+    done = CliRunner().invoke(cli.app, [*command, "--yes"])
+    assert done.exit_code == 0, done.output
+    assert read_view(store).revision > before
 
 
 @pytest.mark.parametrize("field", ["threads", "concurrency", "deadline_ms", "max_result_rows"])
