@@ -43,7 +43,7 @@ import pyarrow as pa
 from adbc_driver_flightsql import dbapi
 from answers import difference, publish_all, to_answer
 from pyarrow import flight
-from tpch_data import FACTS, TABLES, tpch_datasets, tpch_directory, tpch_quota
+from tpch_data import FACTS, TABLES, large_tpch_quota, tpch_datasets, tpch_directory
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.ids import DatasetId, TenantId
@@ -461,7 +461,7 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, default=4, help="of the second tenant; 1: none")
     told = parser.parse_args()
     tpch_directory(told.scale)
-    quota = tpch_quota(told.scale)
+    quota = large_tpch_quota(told.scale)
     with ExitStack() as stack:
         cluster, token = start(stack, 1, told.scale, quota)
         makers: dict[str, Callable[[], Any]] = {

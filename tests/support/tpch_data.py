@@ -121,14 +121,22 @@ def tpch_datasets(tenant: str, scale: float, *, shards: int = 16) -> tuple[Datas
 
 
 def tpch_quota(scale: float) -> Quota:
-    """Enough for all tables on one host, and for the heaviest of the queries: where facts are
-    spread, some of them join most rows of both."""
+    """The default quota, with as much memory as all tables on one host need."""
+    return Quota(
+        memory_bytes_per_host=Quota().executor_memory_bytes + int(MIB * (64 + 512 * scale))
+    )
+
+
+def large_tpch_quota(scale: float) -> Quota:
+    """Enough for the heaviest of the queries: where facts are spread, some of them join most rows
+    of both."""
     executor = int(MIB * (256 + 1792 * scale))
     return Quota(
         executor_memory_bytes=executor,
         memory_bytes_per_host=executor + int(MIB * (64 + 512 * scale)),
         deadline_ms=60_000,
-        max_gather_rows=max(2_000_000, int(8_000_000 * scale)),
+        max_cpu_ms=120_000,
+        max_gather_rows=max(4_000_000, int(12_000_000 * scale)),
         max_gather_bytes=max(96 * MIB, int(768 * MIB * scale)),
     )
 

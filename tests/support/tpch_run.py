@@ -21,6 +21,7 @@ from answers import (
 from tpch_data import QUERIES, PlainTpch, tpch_datasets, tpch_quota
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
+from accel_dask.model.tenant import Quota
 
 ORDER_BY: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {
@@ -57,11 +58,12 @@ class Outcome:
     wrong: str = ""
 
 
-def run(hosts: int, scale: float, rounds: int = 1) -> list[Outcome]:
-    """Every query on a fresh cluster; the best time of some rounds."""
+def run(hosts: int, scale: float, rounds: int = 1, quota: Quota | None = None) -> list[Outcome]:
+    """Every query on a fresh cluster; the best time of some rounds. Without a quota, the default
+    one, as far as memory holds the data."""
     plain = PlainTpch.open(scale).engine
     with LocalAccelCluster(LocalOptions(workers=hosts)) as cluster:
-        token = cluster.create_tenant("tpch", tpch_quota(scale))
+        token = cluster.create_tenant("tpch", quota or tpch_quota(scale))
         publish_all(cluster, tpch_datasets("tpch", scale))
         assert len(hosts_of(cluster, "tpch", "lineitem")) == hosts
         with gateway_client(cluster, "tpch", token) as client:
