@@ -62,12 +62,12 @@ class UsedColumns:
         return found
 
     def _is_left_out(self, column: exp.Column) -> bool:
-        """What is not surely left out is taken to be there."""
+        """Or not found: then its name counts for every table."""
         start = column.this.meta.get("start")
         starts = self._parsed.token_starts
         token = bisect_left(starts, start) if start is not None else len(starts)
         if token >= len(starts) or starts[token] != start:
-            return False
+            return True
         place = self._parsed.token_spans[token][0]
         return any(first <= place < end for first, end in self._without)
 

@@ -87,6 +87,8 @@ class Conditions:
         for scope in scopes:
             key = scope.resolve(column)
             if key is None:
+                if not _is_surely_outside(column, scope):
+                    return None
                 continue
             for source in scope.sources:
                 if source.name == key[0] and id(source.node) in self._everywhere:
@@ -124,10 +126,11 @@ def is_for_existence(scan: Scan) -> bool:
     join = table.parent
     if isinstance(join, exp.Join) and join.kind.upper() in {"SEMI", "ANTI"}:
         return True
-    parent = select.parent
-    while isinstance(parent, exp.Subquery) and not parent.alias:
-        parent = parent.parent
-    if not isinstance(parent, exp.Exists | exp.In):
+    body: exp.Expr = select
+    while isinstance(body.parent, exp.Subquery) and not body.parent.alias:
+        body = body.parent
+    is_list = isinstance(body.parent, exp.In) and body.arg_key == "query"
+    if not is_list and not isinstance(body.parent, exp.Exists):
         return False
     if any(select.args.get(name) for name in _AGGREGATED):
         return False
@@ -140,6 +143,14 @@ def is_for_existence(scan: Scan) -> bool:
 def may_be_distinct(types: Iterator[str]) -> bool:
     """Whether equal values of these types are the same ones."""
     return not any(kind in _INEXACT or ("(" in kind and "DECIMAL" not in kind) for kind in types)
+
+
+def _is_surely_outside(column: exp.Column, scope: Scope) -> bool:
+    """Whether what is no column of a scope that is known is certainly one of an outer SELECT."""
+    if column.table:
+        return all(source.name != column.table.lower() for source in scope.sources)
+    is_known = all(source.columns is not None for source in scope.sources)
+    return is_known and column.name.lower() not in scope.aliases
 
 
 def _column_of(scan: Scan, name: str) -> tuple[str, str] | None:
