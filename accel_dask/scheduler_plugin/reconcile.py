@@ -306,8 +306,17 @@ def _cold_failure(
             executor = executor_of(view, plan)
             if executor is None or executor.state is not ExecutorState.FAILED:
                 return None
+            if str(epoch) not in executor.reason and _is_shared(view, plan, epoch):
+                return None  # it is another one's fault, and without that one it may come up
             failure = plan, executor.reason
     return failure
+
+
+def _is_shared(view: ClusterView, plan: ExecutorPlan, epoch: Epoch) -> bool:
+    """Whether another epoch in validation is to be read by the plan's executor."""
+    named = {(a.dataset, a.epoch) for a in plan.attachments} - {(epoch.dataset, epoch.number)}
+    others = (view.epoch(DatasetId(plan.tenant, name), number) for name, number in named)
+    return any(other is not None and other.state is EpochState.VALIDATING for other in others)
 
 
 def _not_up(view: ClusterView, epoch: Epoch, placement: Placement) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset
+from accel_dask.model.dataset import ColdPolicy, Dataset
 from accel_dask.model.epoch import Epoch, EpochState
 from accel_dask.model.ids import DatasetId
 
@@ -36,11 +36,19 @@ def pin_prefix(cluster_id: str, dataset: DatasetId) -> str:
 
 def needed_digests(view: ClusterView) -> frozenset[str]:
     """Load plans that may still be read."""
-    return frozenset(e.plan_digest for e in view.records(Epoch) if e.state in _NEEDS_SOURCE)
+    return frozenset(e.plan_digest for e in view.records(Epoch) if _needs_source(e))
+
+
+def _needs_source(epoch: Epoch) -> bool:
+    """Whether it may be loaded again, or read cold."""
+    if epoch.state is EpochState.RETIRING:
+        return epoch.cold is ColdPolicy.ALLOW
+    return epoch.state in _NEEDS_SOURCE
 
 
 class Pins:
-    """Which pins are to be released. Retiring epochs need none: they are not loaded again."""
+    """Which pins are to be released. Retiring epochs need none, unless they may be read cold:
+    they are not loaded again."""
 
     def __init__(self) -> None:
         self._released: set[Pin] = set()
@@ -72,7 +80,7 @@ class Pins:
             if epoch.snapshot_id is None:
                 continue
             label = pin_label(meta.cluster_id, epoch.dataset_id, epoch.snapshot_id.snapshot)
-            wanted = held if epoch.state in _NEEDS_SOURCE else over
+            wanted = held if _needs_source(epoch) else over
             wanted.add(Pin(epoch.dataset_id, label))
         over |= self._held - held
         self._held |= held

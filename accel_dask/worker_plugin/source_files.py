@@ -172,7 +172,7 @@ def _top_level(nodes: Iterable[tuple[Any, ...]]) -> Mapping[str, list[FileColumn
 def select_rows(task: LoadTask, footers: Mapping[str, Footer], gone_rows: str = GONE_ROWS) -> str:
     """A SELECT of all rows of the shard, columns as ordered, deleted rows left out.
 
-    With position deletes, the table `gone_rows` must have been made before.
+    With position deletes, `gone_rows` must have been made before.
 
     Raises:
         NotAcceleratable, SchemaUnsupported: a file that would not be read right.
@@ -325,7 +325,8 @@ def filtered(task: LoadTask, rows: str) -> str:
 def collect_deletes(
     connection: duckdb.DuckDBPyConnection, files: Sequence[DataFile], gone_rows: str = GONE_ROWS
 ) -> int:
-    """Make `gone_rows` from the files' position deletes; the number of rows in it.
+    """Make `gone_rows` from the files' position deletes; the number of rows in it. Under another
+    name than `GONE_ROWS` it is a view over the files.
 
     A delete counts for a data file only where the snapshot attached it: a delete file may name
     files of other shards, and older ones never reach newer files.
@@ -343,7 +344,8 @@ def collect_deletes(
         "schema=MAP {'file_path': {name: 'c0', type: 'VARCHAR', default_value: NULL}, "
         "'pos': {name: 'c1', type: 'BIGINT', default_value: NULL}}"
     )
-    kind = "TEMP TABLE" if gone_rows == GONE_ROWS else "TABLE"
+    # Kept in a table, they would take memory for as long as the database lives.
+    kind = "TEMP TABLE" if gone_rows == GONE_ROWS else "VIEW"
     try:
         connection.execute(
             f"CREATE OR REPLACE {kind} {gone_rows} AS "

@@ -334,7 +334,7 @@ def test_a_file_that_changed_is_an_error_that_names_it_until_the_next_publish(
     cluster.wait_routed()
     assert ask(url, "changed", token, sql) == [(200, 19900)]
     file.unlink()
-    with pytest.raises(dbapi.Error, match=r"COLD_READ_FAILED.*not there any more"):
+    with pytest.raises(dbapi.Error, match=r"COLD_READ_FAILED.*is gone"):
         ask(url, "changed", token, sql)
 
 

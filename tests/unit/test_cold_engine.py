@@ -154,7 +154,7 @@ def test_a_file_that_was_replaced_is_an_error_before_and_after_its_first_use(
     assert count(engine, *tasks) == 3 * ROWS // 2
     for task in (tasks[0], tasks[1]):
         rewrite(file_of(task))
-        with pytest.raises(ColdReadFailed, match=r"acme\.sales@3 .*was replaced.*publish"):
+        with pytest.raises(ColdReadFailed, match=r"acme\.sales@3.*was replaced.*publish"):
             count(engine, task)
     assert count(engine, tasks[2]) == ROWS // 2
     with cold_engine(tasks) as fresh, pytest.raises(ColdReadFailed, match="was replaced"):
@@ -165,7 +165,7 @@ def test_a_file_that_is_gone_is_an_error_that_falls_back(
     engine: ColdEngine, tasks: tuple[LoadTask, ...]
 ) -> None:
     file_of(tasks[0]).unlink()
-    with pytest.raises(ColdReadFailed, match="not there any more") as caught:
+    with pytest.raises(ColdReadFailed, match="is gone") as caught:
         count(engine, *tasks)
     assert caught.value.retryable
     assert caught.value.falls_back

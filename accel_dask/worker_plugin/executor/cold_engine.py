@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
@@ -44,6 +45,8 @@ from accel_dask.worker_plugin.source_files import (
 log = logging.getLogger(__name__)
 
 _LOCK_POLL_SECONDS: Final = 0.02
+_REHEARSAL_SECONDS: Final = 10.0
+"""For reading footers before READY; an executor that is not READY in 30 s is given up."""
 _MAY_BE_FILE: Final = re.compile(
     r"""(?:\bFROM|\bJOIN|,|\()\s*(?:'((?:[^']|'')*)'|"((?:[^"]|"")*)")""", re.IGNORECASE
 )
@@ -75,13 +78,19 @@ class ColdEngine(Engine):
             ColdReadFailed: one cannot be read.
         """
         assert self.spec.cold is not None
-        rows = 0
+        tasks = [shard.task for shard in self.spec.cold if shard.is_needed]
+        until = time.monotonic() + _REHEARSAL_SECONDS
         with self.cursor() as cursor:
-            for shard in self.spec.cold:
-                if shard.is_needed:
-                    self._prepare(shard.task, cursor, lambda: None)
-                    rows += sum(file.record_count for file in shard.task.files)
-        return rows
+            for task in tasks:
+                try:
+                    if time.monotonic() < until:
+                        self._make_view(task, cursor)
+                        self._prepared.add(task.shard_id)
+                    else:  # footers are read when a query wants them
+                        check_files(task.files)
+                except (LoadError, duckdb.Error) as error:
+                    raise ColdReadFailed(f"{self._owners(task)}: {error}") from error
+        return sum(file.record_count for task in tasks for file in task.files)
 
     def prepare(
         self, ticket: Ticket, cursor: duckdb.DuckDBPyConnection, check_stopped: Callable[[], None]
@@ -167,12 +176,24 @@ class ColdEngine(Engine):
         cursor.execute(f"CREATE OR REPLACE VIEW {shard_relation(task.shard_id)} AS {rows}")
 
     def _failed(self, task: LoadTask, error: LoadError) -> ColdReadFailed:
-        owners = sorted(
-            f"{self.spec.tenant}.{a.dataset}@{a.epoch}"
-            for a in self.spec.attachments
-            if a.shard_id == task.shard_id
+        """Which file it is, is for the operator's eyes alone."""
+        owners = self._owners(task)
+        log.error("shard %s of %s: %s", task.shard_id, owners, error)
+        is_gone = isinstance(error, SnapshotGone)
+        why = "is gone or was replaced" if is_gone else f"cannot be read right ({error.code})"
+        return ColdReadFailed(
+            f"a file of {owners}, of which shards are read from the source, {why} since the "
+            "snapshot was planned; publish the newest snapshot"
         )
-        return ColdReadFailed(f"{', '.join(owners)} could not be read from its files: {error}")
+
+    def _owners(self, task: LoadTask) -> str:
+        return ", ".join(
+            sorted(
+                f"{self.spec.tenant}.{a.dataset}@{a.epoch}"
+                for a in self.spec.attachments
+                if a.shard_id == task.shard_id
+            )
+        )
 
     def _refuse_files(self, sql: str) -> None:
         """The door is open for the files of the shards, which hold more than the shards do. The
