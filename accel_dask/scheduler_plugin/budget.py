@@ -75,15 +75,27 @@ class Ledger:
         """Choose the hosts of a tenant's cold executors: where one is planned already, then any
         with room, in an order of the tenant's own."""
         found = view.tenant(tenant)
-        size = (found.quota if found else Quota()).cold_memory_bytes
+        quota = found.quota if found else Quota()
+        size = quota.cold_memory_bytes
         key = (tenant, ExecutorKind.COLD)
         planned = [w for w in self.hosts if view.plans_on(w, tenant, ExecutorKind.COLD)]
-        others = [w for w in self.hosts if w not in planned and self.host_free_bytes(w) >= size]
+        others = [
+            worker
+            for worker in self.hosts
+            if worker not in planned
+            and self.host_free_bytes(worker) >= size
+            and self._has_cpu(worker, tenant, quota)
+        ]
         chosen = (*_ranked(tenant, planned), *_ranked(tenant, others))[:COLD_HOSTS]
         for worker in chosen:
             self._executors.setdefault(worker, {}).setdefault(key, size)
+            self._cpu.setdefault(worker, {}).setdefault(tenant, quota.cpu_guarantee_percent)
         if tenant == self.tenant:
             self.cold_hosts = chosen
+
+    def _has_cpu(self, host: WorkerId, tenant: TenantId, quota: Quota) -> bool:
+        others = sum(p for t, p in self._cpu.get(host, {}).items() if t != tenant)
+        return others + quota.cpu_guarantee_percent <= self._cores[host] * 100
 
     def bytes_of(self, shards: Iterable[ShardId]) -> int:
         return sum(self.sizes.get(shard, 0) for shard in shards)
@@ -121,8 +133,8 @@ class Ledger:
                 f"host {host} has {mib(max(0, self.host_free_bytes(host)))} of its "
                 f"{mib(self._memory[host])} left, {mib(needs)} are needed"
             )
-        others = sum(p for t, p in self._cpu.get(host, {}).items() if t != self.tenant)
-        if others + self.quota.cpu_guarantee_percent > self._cores[host] * 100:
+        if not self._has_cpu(host, self.tenant, self.quota):
+            others = sum(p for t, p in self._cpu.get(host, {}).items() if t != self.tenant)
             return (
                 f"host {host} has promised {others} % of its {self._cores[host]} core(s) to other "
                 f"tenants, and tenant {self.tenant} is to have {self.quota.cpu_guarantee_percent} "
