@@ -102,8 +102,7 @@ class Authenticator:
 
     def _bearer(self, value: str) -> Admission:
         try:
-            signed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-            claims = decode(verify(signed, self._key()), BearerToken)
+            claims = _claims(value, self._key())
         except (binascii.Error, ValueError, InvariantViolated, Unauthenticated) as error:
             raise _refused() from error
         user = self._routing.current().users.get(claims.user)
@@ -130,6 +129,13 @@ class Authenticator:
 
     def _key(self) -> bytes:
         return purpose_key(self._routing.ticket_key(), "bearer")
+
+
+@lru_cache(maxsize=1024)
+def _claims(value: str, key: bytes) -> BearerToken:
+    """What a token says that `key` has signed; sessions send the same one with every call."""
+    signed = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
+    return decode(verify(signed, key), BearerToken)
 
 
 def _identity(user: User) -> Identity:

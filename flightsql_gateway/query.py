@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow as pa
 from accel_dask.errors import AccelError
 from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
-from accel_dask.query_planner.plan import FragmentKind, QueryPlan
+from accel_dask.query_planner.plan import FragmentKind, QueryLimits, QueryPlan, Verdict
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.receipts import DatasetReceipt, PartReceipt, Receipt, shortened
 from flightsql_gateway.request_limits import AskedLimits
@@ -106,7 +107,7 @@ class QueryRecord:
             datasets=_datasets(plan, executor),
             executor=_name_of(executor) if executor else "",
             executors=_executors(plan) if executor else 0,
-            verdict=str(plan.verdict) if plan else "",
+            verdict=_verdict(plan.verdict) if plan else "",
             started_at_ms=self._started_at_ms,
             plan_ms=round(self.plan_ms, 3),
             queue_ms=round(self.queue_ms, 3),
@@ -116,11 +117,22 @@ class QueryRecord:
             bytes=self.bytes,
             retries=self.stream.retries if self.stream else 0,
             predicted_scan_rows=plan.verdict.scan_rows if plan else None,
-            limits=asdict(plan.limits) if plan else {},
+            limits=_limits(plan.limits) if plan else {},
             **_measured(plan, measured),
         )
         for observe in self._observers if not query.describe_only else ():
             observe(query.identity, self.receipt)
+
+
+# Of cached plans, which are asked for again and again.
+@lru_cache(maxsize=1000)
+def _verdict(verdict: Verdict) -> str:
+    return str(verdict)
+
+
+@lru_cache(maxsize=1000)
+def _limits(limits: QueryLimits) -> dict[str, int]:
+    return asdict(limits)
 
 
 def _measured(plan: QueryPlan | None, measured: Measured | None) -> dict[str, Any]:
