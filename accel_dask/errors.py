@@ -18,7 +18,9 @@ AccelError
 │                           ColdReadFailed
 ├─ FallbackError            NotPortable · EngineUnavailable · EngineFailed ·
 │                           EngineDisagrees
-└─ QueryCancelled
+├─ QueryCancelled
+└─ ClientError              UnsupportedOperation · OrderRequired · AlignmentError ·
+                            UnknownColumn · ResultTooLarge · FallbackForbidden
 
 Two attributes say what a caller may do: `retryable` (the same request may succeed
 when it is sent again) and `falls_back` (another engine may answer it). `code` is the
@@ -269,6 +271,36 @@ class EngineDisagrees(FallbackError):
 
 class QueryCancelled(AccelError):
     """The client went away or cancelled."""
+
+
+class ClientError(AccelError):
+    """A frame of the notebook client cannot do what was asked; nothing was sent."""
+
+
+class UnsupportedOperation(ClientError, NotImplementedError):
+    """It has no bounded SQL. The message says what to write instead."""
+
+
+class OrderRequired(ClientError):
+    """The result depends on the order of rows, and the frame has none."""
+
+
+class AlignmentError(ClientError):
+    """Two series are not of the same rows."""
+
+
+class UnknownColumn(ClientError, KeyError):
+    """The frame has no column of that name."""
+
+    __str__ = Exception.__str__  # KeyError's own is the repr
+
+
+class ResultTooLarge(ClientError):
+    """The answer has more rows than the session fetches."""
+
+
+class FallbackForbidden(ClientError):
+    """The answer came from the OLAP engine, which the session forbids."""
 
 
 def error_class(code: str) -> type[AccelError]:

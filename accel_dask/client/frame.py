@@ -1,0 +1,614 @@
+"""The lazy frame, with pandas' operators and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from accel_dask.client import dtypes, nodes
+from accel_dask.client.aggregates import count_rows, function_name
+from accel_dask.client.dtypes import Kind
+from accel_dask.client.expressions import Expr, Key, Literal, Window, call, literal
+from accel_dask.client.lazy import Lazy
+from accel_dask.client.nodes import Aggregate, Node, aggregate_columns
+from accel_dask.client.series import Series
+from accel_dask.client.unsupported import no_inplace, refuse, rewrite
+from accel_dask.client.view import Item, View, key_expr, meeting, not_aligned
+from accel_dask.client.windows import Over, reversed_keys
+from accel_dask.errors import UnknownColumn, UnsupportedOperation
+
+if TYPE_CHECKING:
+    from accel_dask.client.groupby import DataFrameGroupBy
+
+
+class DataFrame(Lazy):
+    """Columns over some rows. Nothing runs before `compute()` or one of its kind."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    # What it is
+
+    @property
+    def columns(self) -> list[Hashable]:
+        """The labels."""
+        return list(self._view.labels)
+
+    @property
+    def dtypes(self) -> Any:
+        """The pandas dtypes that columns without missing values get."""
+        import pandas as pd
+
+        from accel_dask.client.materialize import pandas_dtype
+
+        found = {item.label: pandas_dtype(item.expr.dtype) for item in self._view.columns}
+        return pd.Series(found, dtype=object)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{i.label}: {i.expr.dtype.kind}" for i in self._view.columns[:20])
+        more = ", ..." if len(self._view.columns) > 20 else ""
+        return f"<accel DataFrame [{shown}{more}]; .compute() runs it>"
+
+    def _repr_html_(self) -> str:
+        from accel_dask.client.display import preview_html
+
+        return preview_html(self)
+
+    def __dir__(self) -> list[str]:
+        names = [one for one in self._view.labels if isinstance(one, str) and one.isidentifier()]
+        return [*super().__dir__(), *names]
+
+    def _ipython_key_completions_(self) -> list[Hashable]:
+        return self.columns
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._view.labels)
+
+    def __contains__(self, label: Hashable) -> bool:
+        return self._view.find(label) is not None
+
+    def __len__(self) -> int:
+        return int(self._scalar(count_rows()))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns: runs a query."""
+        return len(self), len(self._view.columns)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are no rows: runs a query."""
+        return len(self) == 0
+
+    def __bool__(self) -> NoReturn:
+        raise ValueError("a lazy DataFrame has no truth value; use .empty")
+
+    def __array__(self, *_: object, **__: object) -> NoReturn:
+        raise refuse("a lazy DataFrame as a NumPy array", ".compute() it first")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if self._view.find(name) is not None:
+            return self[name]
+        error = rewrite(name)
+        if error is not None:
+            raise error
+        from accel_dask.client.view import unknown_column
+
+        raise AttributeError(
+            f"a lazy DataFrame has no {name!r}: {unknown_column(name, self._view.labels)}"
+        )
+
+    # Columns
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, Series):
+            return self._filtered(key)
+        view = self._ready("selecting columns")
+        if isinstance(key, list):
+            return self._like(view.with_columns(view.get(label) for label in key))
+        if isinstance(key, slice):
+            raise refuse("slices of rows", "use head, tail or nlargest")
+        try:
+            item = view.get(key)
+        except TypeError as error:
+            raise UnknownColumn(f"{key!r} is no label of a column") from error
+        return Series(self._session, view.with_columns((item,)))
+
+    def __setitem__(self, label: Any, value: Any) -> None:
+        """As pandas: the name is bound to a frame with the column; others are not changed."""
+        if isinstance(label, Series | list):
+            raise refuse("assigning to a selection", "use df[name] = df[name].where(...)")
+        self._view = self.assign(_=value)._renamed_last(label)
+
+    def _renamed_last(self, label: Hashable) -> View:
+        *others, last = self._view.columns
+        return self._view.with_columns(others).with_column(label, last.expr)
+
+    def __delitem__(self, label: Hashable) -> None:
+        self._view = self.drop(columns=[label])._view
+
+    def assign(self, **columns: Any) -> DataFrame:
+        """With new columns: series of the same rows, values, or functions of the frame."""
+        made = self
+        for label, given in columns.items():
+            value = given(made) if callable(given) and not isinstance(given, Lazy) else given
+            expr, rows = made._column_expr(value, f"column {label!r}")
+            view = replace(made._ready("assign"), rows=rows)
+            made = made._like(view.with_column(label, expr))
+        return made
+
+    def _column_expr(self, value: Any, what: str) -> tuple[Expr, Node]:
+        """`value` as a column, and the rows over which it stands beside the others."""
+        if isinstance(value, Series):
+            value._ready(what)
+            rows = meeting(self._view.rows, value._view.rows, value._expr)
+            if rows is None:
+                raise not_aligned(what)
+            return value._expr, rows
+        if isinstance(value, Lazy):
+            raise refuse(f"{what} from a frame", "name a column of it")
+        is_array = hasattr(value, "__array__") and getattr(value, "ndim", 0) > 0
+        if is_array or isinstance(value, list | tuple | Mapping):
+            raise refuse(f"{what} from local values", "put them into a dataset, and merge")
+        return literal(value), self._view.rows
+
+    def drop(self, labels: Any = None, *, columns: Any = None, axis: Any = 0,
+             inplace: bool = False) -> DataFrame:  # fmt: skip
+        """Without some columns."""
+        no_inplace(inplace)
+        if columns is None and axis in {1, "columns"}:
+            columns = labels
+        if columns is None:
+            raise refuse("drop of rows by label", "filter by a comparison")
+        gone = list(columns) if isinstance(columns, list | tuple) else [columns]
+        view = self._ready("drop")
+        for label in gone:
+            view.get(label)
+        return self._like(view.with_columns(c for c in view.columns if c.label not in gone))
+
+    def rename(self, mapper: Any = None, *, columns: Any = None, axis: Any = 0,
+               inplace: bool = False) -> DataFrame:  # fmt: skip
+        """With other labels, by a dict or function."""
+        no_inplace(inplace)
+        if columns is None and axis in {1, "columns"}:
+            columns = mapper
+        if columns is None:
+            raise refuse("rename of the index", "use rename(columns=...)")
+        view = self._ready("rename")
+        renamed: Callable[[Hashable], Hashable] = (
+            columns if callable(columns) else lambda label: columns.get(label, label)
+        )
+        return self._like(view.with_columns(Item(renamed(c.label), c.expr) for c in view.columns))
+
+    def filter(self, items: Any = None, *, like: str | None = None) -> DataFrame:
+        """The columns of `items`, or those whose label holds `like`."""
+        if items is not None:
+            return self[[one for one in items if one in self]]  # type: ignore[no-any-return]
+        if like is None:
+            raise refuse("filter(regex=...)", "use a list of labels")
+        return self[[one for one in self.columns if like in str(one)]]  # type: ignore[no-any-return]
+
+    def select_dtypes(self, include: Any = None, exclude: Any = None) -> DataFrame:
+        """The columns of some types: `number`, `bool`, `str`, `datetime`."""
+        kinds = _kinds(include), _kinds(exclude)
+        view = self._ready("select_dtypes")
+        kept = [
+            item for item in view.columns
+            if (include is None or item.expr.dtype.kind in kinds[0])
+            and item.expr.dtype.kind not in kinds[1]
+        ]  # fmt: skip
+        return self._like(view.with_columns(kept))
+
+    def astype(self, dtype: Any) -> DataFrame:
+        """Columns converted, all or by a dict."""
+        wanted = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.columns, dtype)
+        made = self._like(self._view)
+        for label, one in wanted.items():
+            made[label] = made[label].astype(one)
+        return made
+
+    def fillna(self, value: Any, *, inplace: bool = False) -> DataFrame:
+        """Missing values replaced, in all columns that can hold `value` or by a dict."""
+        no_inplace(inplace)
+        by_label = isinstance(value, Mapping)
+        made = self._like(self._view)
+        for label in self.columns:
+            if by_label and label not in value:
+                continue
+            made[label] = made[label].fillna(value[label] if by_label else value)
+        return made
+
+    def round(self, decimals: Any = 0) -> DataFrame:
+        """Number columns rounded, by a number or a dict."""
+        made = self._like(self._view)
+        for item in self._view.columns:
+            digits = decimals.get(item.label) if isinstance(decimals, Mapping) else decimals
+            if digits is not None and item.expr.dtype.is_number:
+                made[item.label] = made[item.label].round(digits)
+        return made
+
+    def isna(self) -> DataFrame:
+        """Whether each value is missing."""
+        return self._each(lambda column: column.isna())
+
+    def notna(self) -> DataFrame:
+        """Whether each value is there."""
+        return self._each(lambda column: column.notna())
+
+    isnull, notnull = isna, notna
+
+    def abs(self) -> DataFrame:
+        """Absolute values."""
+        return self._each(lambda column: column.abs())
+
+    def _each(self, change: Callable[[Series], Series]) -> DataFrame:
+        view = self._ready("that")
+        items = [Item(one.label, change(self[one.label])._expr) for one in view.columns]
+        return self._like(view.with_columns(items))
+
+    def copy(self, deep: bool = True) -> DataFrame:
+        """A frame that can be assigned to on its own."""
+        return self._like(self._view)
+
+    # Rows
+
+    def _filtered(self, mask: Series) -> DataFrame:
+        view = self._ready("a filter")
+        mask._ready("a filter")
+        if mask._expr.dtype.kind is not Kind.BOOL:
+            raise refuse(f"a filter by a {mask._expr.dtype.kind} column", "write a comparison")
+        rows = meeting(view.rows, mask._view.rows, mask._expr)
+        if rows is None:
+            raise not_aligned("a filter")
+        return self._like(replace(view, rows=rows).filtered(mask._expr))
+
+    @property
+    def loc(self) -> Loc:
+        """`df.loc[mask]` and `df.loc[mask, columns]`."""
+        return Loc(self)
+
+    def query(self, expr: str) -> DataFrame:
+        """The rows for which `expr` holds, such as `"delay > 10 and carrier in ['AA', 'UA']"`."""
+        import sys
+
+        from accel_dask.client.query_text import evaluate
+
+        caller = sys._getframe(1)
+        return self._filtered(evaluate(self, expr, {**caller.f_globals, **caller.f_locals}))
+
+    def dropna(self, *, how: str = "any", subset: Any = None) -> DataFrame:
+        """Without rows where any (or all) of the columns are missing."""
+        listed = [subset] if isinstance(subset, str) else subset
+        view = self._ready("dropna")
+        items = view.columns if listed is None else [view.get(label) for label in listed]
+        tests = [call("notna", dtypes.BOOL, item.expr) for item in items]
+        if not tests:
+            return self
+        found = tests[0]
+        for test in tests[1:]:
+            found = call("and" if how == "any" else "or", dtypes.BOOL, found, test)
+        return self._like(view.filtered(found))
+
+    def sort_values(self, by: Any, *, ascending: Any = True, na_position: str = "last",
+                    ignore_index: bool = True, inplace: bool = False,
+                    kind: str | None = None) -> DataFrame:  # fmt: skip
+        """In the order of some columns. Ties are in no order."""
+        no_inplace(inplace)
+        labels = list(by) if isinstance(by, list | tuple) else [by]
+        ups = list(ascending) if isinstance(ascending, list | tuple) else [ascending] * len(labels)
+        view = self._ready("sort_values")
+        named = {item.label: item for item in view.index}
+        keys = [
+            Key(
+                key_expr((view.find(label) or named.get(label) or view.get(label)).expr, "sort"),
+                bool(up), nulls_first=na_position == "first",
+            )
+            for label, up in zip(labels, ups, strict=True)
+        ]  # fmt: skip
+        return self._like(view.sorted(keys))
+
+    def sort_index(self, *, ascending: bool = True) -> DataFrame:
+        """In the order of the index."""
+        view = self._ready("sort_index")
+        if not view.index:
+            raise refuse("sort_index of rows that have no index", "use sort_values")
+        return self._like(view.sorted([Key(item.expr, ascending) for item in view.index]))
+
+    def head(self, n: int = 5) -> DataFrame:
+        """The first rows.
+
+        Raises:
+            OrderRequired: the rows have no order; see `peek`.
+        """
+        return self._like(self._ready("head").ordered("head").limited(n))
+
+    def tail(self, n: int = 5) -> DataFrame:
+        """The last rows."""
+        view = self._ready("tail").ordered("tail")
+        keys = nodes.order_of(view.rows)
+        from_end = view.sorted(reversed_keys(keys)).limited(n)
+        return self._like(from_end.sorted(keys))
+
+    def peek(self, n: int = 5) -> DataFrame:
+        """Some rows, whichever are found first."""
+        return self._like(self._ready("peek").limited(n))
+
+    def nlargest(self, n: int, columns: Any) -> DataFrame:
+        """The `n` rows with the largest values, in descending order."""
+        return self.sort_values(columns, ascending=False).head(n)
+
+    def nsmallest(self, n: int, columns: Any) -> DataFrame:
+        """The `n` rows with the smallest values, in order."""
+        return self.sort_values(columns).head(n)
+
+    def drop_duplicates(self, subset: Any = None, *, keep: Any = "first") -> DataFrame:
+        """Each combination of values once: of all columns in no order; of some of them the first
+        or last row in the order of rows."""
+        view = self._ready("drop_duplicates")
+        if subset is None and keep in {"first", "last"}:
+            names = [f"{i}:{item.label}" for i, item in enumerate(view.columns)]
+            keys = [key_expr(item.expr, "drop_duplicates") for item in view.columns]
+            source = Aggregate(view.rows, tuple(zip(names, keys, strict=True)), ())
+            found = aggregate_columns(source)
+            items = [
+                Item(item.label, found[name])
+                for name, item in zip(names, view.columns, strict=True)
+            ]
+            return self._like(View(source, tuple(items)))
+        listed = [subset] if isinstance(subset, str) else subset or list(view.labels)
+        over = Over(view.rows, tuple(view.get(label).expr for label in listed))
+        if keep is False:
+            alike: Expr = over.window("size", dtypes.INT)
+            return self._like(view.filtered(call("eq", dtypes.BOOL, alike, literal(1))))
+        order = over.order("drop_duplicates of some columns")
+        order = order if keep == "first" else reversed_keys(order)
+        number: Window = over.window("row_number", dtypes.INT, order=order)
+        return self._like(view.filtered(call("eq", dtypes.BOOL, number, literal(1))))
+
+    def sample(self, n: int, *, random_state: int = 0) -> DataFrame:
+        """`n` rows by chance: the same for the same data and `random_state`."""
+        view = self._ready("sample")
+        values = [item.expr for item in view.columns] + [literal(int(random_state))]
+        chance = call("function", dtypes.INT, *values, options=("hash",))
+        return self._like(view.sorted([Key(chance)]).limited(n))
+
+    def reset_index(self, *, drop: bool = False) -> DataFrame:
+        """The index as columns."""
+        view = self._ready("reset_index") if self._view.finish is None else self._view
+        if drop or not view.index:
+            return self._like(replace(view, index=()))
+        taken = {item.label for item in view.columns}
+        for item in view.index:
+            if item.label in taken:
+                raise UnsupportedOperation(f"reset_index: there is a column {item.label!r} already")
+        items = tuple(
+            Item("index" if item.label is None else item.label, item.expr) for item in view.index
+        )
+        return self._like(replace(view, columns=(*items, *view.columns), index=()))
+
+    def set_index(self, keys: Any) -> DataFrame:
+        """Some columns as the index."""
+        labels = list(keys) if isinstance(keys, list | tuple) else [keys]
+        view = self._ready("set_index")
+        index = tuple(view.get(label) for label in labels)
+        rest = tuple(item for item in view.columns if item.label not in labels)
+        return self._like(replace(view, columns=rest, index=index))
+
+    # Groups, joins, shapes
+
+    def groupby(self, by: Any, *, as_index: bool = True, sort: bool = True, dropna: bool = True,
+                observed: bool = True) -> DataFrameGroupBy:  # fmt: skip
+        """Grouped by a column, several, a series of the same rows, or a Grouper."""
+        from accel_dask.client.groupby import DataFrameGroupBy, keys_of
+
+        if not observed:
+            raise refuse("groupby(observed=False)", "merge with a frame of all categories")
+        return DataFrameGroupBy(
+            self._session, self._ready("groupby"), keys_of(self, by), sort=sort, dropna=dropna,
+            as_index=as_index,
+        )  # fmt: skip
+
+    def resample(self, rule: Any, *, on: Hashable = None) -> DataFrameGroupBy:
+        """Grouped by bins of time, empty ones included."""
+        from accel_dask.client.groupby import Grouper
+
+        if on is None:
+            if len(self._view.index) != 1:
+                raise refuse("resample without on=", "name the time column: resample('D', on='ts')")
+            on = self._view.index[0].label
+            return self.reset_index().resample(rule, on=on)
+        return self.groupby(Grouper(key=on, freq=rule))
+
+    def merge(self, right: DataFrame, how: str = "inner", on: Any = None, *, left_on: Any = None,
+              right_on: Any = None, left_index: bool = False, right_index: bool = False,
+              suffixes: tuple[str | None, str | None] = ("_x", "_y"), indicator: bool = False,
+              validate: str | None = None) -> DataFrame:  # fmt: skip
+        """Joined with `right` on keys. The rows are in no order."""
+        from accel_dask.client.merging import merge
+
+        if indicator or validate:
+            raise refuse("merge with indicator or validate", "count the keys with groupby().size()")
+        return merge(
+            self, right, how, on, left_on=left_on, right_on=right_on, left_index=left_index,
+            right_index=right_index, suffixes=suffixes,
+        )  # fmt: skip
+
+    def melt(self, id_vars: Any = None, value_vars: Any = None, var_name: Hashable = "variable",
+             value_name: Hashable = "value") -> DataFrame:  # fmt: skip
+        """From columns to rows."""
+        from accel_dask.client.merging import melt
+
+        return melt(self, id_vars, value_vars, var_name, value_name)
+
+    def pivot_table(self, values: Any = None, index: Any = None, columns: Any = None,
+                    aggfunc: Any = "mean", *, fill_value: Any = None, dropna: bool = True,
+                    margins: bool = False) -> DataFrame:  # fmt: skip
+        """Aggregates laid out in rows and columns."""
+        from accel_dask.client.merging import pivot_table
+
+        if margins:
+            raise refuse("pivot_table with margins", "aggregate the margins with groupby")
+        return pivot_table(
+            self, values, index, columns, aggfunc, fill_value=fill_value, dropna=dropna
+        )
+
+    def value_counts(self, subset: Any = None, *, sort: bool = True, ascending: bool = False,
+                     dropna: bool = True) -> Series:  # fmt: skip
+        """How often each combination of values comes, most frequent first."""
+        labels = [subset] if isinstance(subset, str) else subset or self.columns
+        found = self.groupby(list(labels), dropna=dropna).size().rename("count")
+        if not sort:
+            return found  # type: ignore[no-any-return]
+        view = found._view
+        keys = [Key(view.columns[0].expr, ascending), *(Key(item.expr) for item in view.index)]
+        return Series(self._session, view.sorted(keys))
+
+    # Aggregates
+
+    def agg(self, func: Any) -> Any:
+        """One aggregate of every column, or of some by a dict, as a series."""
+        from accel_dask.client.summaries import aggregate_columns_of, reduce_frame
+
+        if isinstance(func, Mapping):
+            if any(isinstance(one, list | tuple) for one in func.values()):
+                raise refuse("agg with lists by column", "aggregate one column at a time")
+            return aggregate_columns_of(self, {k: function_name(v) for k, v in func.items()})
+        return reduce_frame(self, function_name(func), numeric_only=False)
+
+    aggregate = agg
+
+    def _reduced(self, func: str, *, numeric_only: bool = False, **options: Any) -> Series:
+        from accel_dask.client.summaries import reduce_frame
+
+        return reduce_frame(self, func, numeric_only=numeric_only, **options)
+
+    def sum(self, *, numeric_only: bool = False) -> Series:
+        """The sum of every column."""
+        return self._reduced("sum", numeric_only=numeric_only)
+
+    def mean(self, *, numeric_only: bool = False) -> Series:
+        """The mean of every column."""
+        return self._reduced("mean", numeric_only=numeric_only)
+
+    def median(self, *, numeric_only: bool = False) -> Series:
+        """The median of every column."""
+        return self._reduced("median", numeric_only=numeric_only)
+
+    def min(self, *, numeric_only: bool = False) -> Series:
+        """The least value of every column."""
+        return self._reduced("min", numeric_only=numeric_only)
+
+    def max(self, *, numeric_only: bool = False) -> Series:
+        """The greatest value of every column."""
+        return self._reduced("max", numeric_only=numeric_only)
+
+    def std(self, ddof: int = 1, *, numeric_only: bool = False) -> Series:
+        """The standard deviation of every column."""
+        return self._reduced("std", numeric_only=numeric_only, ddof=ddof)
+
+    def var(self, ddof: int = 1, *, numeric_only: bool = False) -> Series:
+        """The variance of every column."""
+        return self._reduced("var", numeric_only=numeric_only, ddof=ddof)
+
+    def count(self) -> Series:
+        """How many values of every column are not missing."""
+        return self._reduced("count")
+
+    def nunique(self) -> Series:
+        """How many different values every column has."""
+        return self._reduced("nunique")
+
+    def any(self) -> Series:
+        """Whether any value of every column is true."""
+        return self._reduced("any")
+
+    def all(self) -> Series:
+        """Whether all values of every column are true."""
+        return self._reduced("all")
+
+    def quantile(self, q: float = 0.5, *, numeric_only: bool = False) -> Series:
+        """The quantile `q` of every column."""
+        return self._reduced("quantile", numeric_only=numeric_only, q=float(q)).rename(q)
+
+    def describe(self) -> DataFrame:
+        """Count, mean, spread and quartiles of the number columns."""
+        from accel_dask.client.summaries import describe_frame
+
+        return describe_frame(self)
+
+    def corr(self, *, numeric_only: bool = False) -> DataFrame:
+        """Pearson's correlation of the number columns."""
+        from accel_dask.client.summaries import corr
+
+        return corr(self, numeric_only=numeric_only)
+
+    # For others
+
+    def __narwhals_dataframe__(self) -> Any:
+        """For Altair, Plotly, itables and whoever else takes narwhals: the bounded answer."""
+        import narwhals as nw
+
+        return nw.from_native(self.to_arrow(), eager_only=True)._compliant_frame
+
+    @property
+    def plot(self) -> Any:
+        """pandas' plotting, of the answer."""
+        return self.compute().plot
+
+
+class Loc:
+    """Selection by a mask and labels."""
+
+    def __init__(self, frame: DataFrame) -> None:
+        self._frame = frame
+
+    def __getitem__(self, key: Any) -> Any:
+        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
+        found = self._frame
+        if isinstance(rows, Series):
+            found = found[rows]
+        elif not (isinstance(rows, slice) and rows == slice(None)):
+            raise refuse("loc by labels of rows", "filter by a comparison: df.loc[df.key == value]")
+        if isinstance(columns, slice):
+            return found if columns == slice(None) else found[_between(found.columns, columns)]
+        return found[columns]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        rows, columns = key if isinstance(key, tuple) else (key, None)
+        if not isinstance(rows, Series) or columns is None or isinstance(columns, list | slice):
+            raise refuse("assigning to that selection", "use df.loc[mask, name] = value")
+        frame = self._frame
+        if columns in frame:
+            frame[columns] = frame[columns].mask(rows, value)
+        else:
+            missing = Series._of(
+                frame._session, frame._view.rows, columns, Literal(dtypes.NULL, None)
+            )
+            frame[columns] = missing.mask(rows, value)
+
+
+def _between(labels: list[Hashable], wanted: slice) -> list[Hashable]:
+    first = 0 if wanted.start is None else labels.index(wanted.start)
+    last = len(labels) - 1 if wanted.stop is None else labels.index(wanted.stop)
+    return labels[first : last + 1]
+
+
+def _kinds(names: Any) -> frozenset[Kind]:
+    found: set[Kind] = set()
+    for name in [] if names is None else names if isinstance(names, list | tuple) else [names]:
+        text = name if isinstance(name, str) else getattr(name, "__name__", str(name))
+        found |= {
+            "number": {Kind.INT, Kind.FLOAT, Kind.DECIMAL},
+            "int": {Kind.INT},
+            "int64": {Kind.INT},
+            "float": {Kind.FLOAT, Kind.DECIMAL},
+            "float64": {Kind.FLOAT, Kind.DECIMAL},
+            "bool": {Kind.BOOL},
+            "str": {Kind.STRING},
+            "object": {Kind.STRING},
+            "datetime": {Kind.DATE, Kind.TIMESTAMP},
+            "datetime64": {Kind.DATE, Kind.TIMESTAMP},
+        }.get(text, set())
+    return frozenset(found)

@@ -1,0 +1,102 @@
+"""Frequencies such as `D`, `6h` or `ME`: how times are cut into bins, and which bins there are."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final
+
+from accel_dask.client import dtypes, operations
+from accel_dask.client.expressions import Expr, call, literal
+from accel_dask.client.unsupported import refuse
+
+_MICROSECONDS: Final = {
+    "us": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000, "h": 3_600_000_000,
+    "D": 86_400_000_000,
+}  # fmt: skip
+_CALENDAR: Final = {
+    "W": "week", "W-SUN": "week", "MS": "month", "ME": "month", "QS": "quarter", "QE": "quarter",
+    "YS": "year", "YE": "year",
+}  # fmt: skip
+_AT_END: Final = frozenset(["W", "W-SUN", "ME", "QE", "YE"])
+_WRITTEN: Final = re.compile(r"(\d*)([A-Za-z]+(?:-[A-Z]+)?)")
+_DAY: Final = _MICROSECONDS["D"]
+
+
+@dataclass(frozen=True, slots=True)
+class Frequency:
+    """A parsed frequency."""
+
+    text: str
+    unit: str
+    count: int
+
+    @property
+    def is_calendar(self) -> bool:
+        return self.unit in _CALENDAR
+
+    @property
+    def microseconds(self) -> int:
+        """Length of a bin of a fixed length."""
+        return _MICROSECONDS[self.unit] * self.count
+
+
+def parse(freq: Any) -> Frequency:
+    """The frequency `freq`.
+
+    Raises:
+        UnsupportedOperation: it is none of those that are served.
+    """
+    text = str(freq)
+    found = _WRITTEN.fullmatch(text)
+    if found is not None:
+        count, unit = int(found[1] or 1), found[2]
+        if unit in _MICROSECONDS and count > 0:
+            return Frequency(text, unit, count)
+        if unit in _CALENDAR and count == 1:
+            return Frequency(text, unit, count)
+    served = ", ".join([*_MICROSECONDS, *_CALENDAR])
+    raise refuse(f"the frequency {text!r}", f"use {served}, the first of them with a number")
+
+
+def fixed_microseconds(freq: Any) -> int:
+    """The length of `freq`, which must have one.
+
+    Raises:
+        UnsupportedOperation: it has none, such as a month.
+    """
+    found = parse(freq)
+    if found.is_calendar:
+        raise refuse(f"rounding to {found.text!r}", "use a fixed length, or dt.year and dt.month")
+    return found.microseconds
+
+
+def floored(expr: Expr, freq: Any) -> Expr:
+    """The timestamp `expr` rounded down to a fixed frequency, counted from 1970."""
+    step = fixed_microseconds(freq)
+    here = operations.microseconds(expr)
+    within = call("mod", dtypes.INT, here, literal(step))
+    return call("timestamp_of", dtypes.TIMESTAMP, operations.arithmetic("sub", here, within))
+
+
+def bin_label(expr: Expr, frequency: Frequency) -> Expr:
+    """The bin that the timestamp `expr` is in, by its label.
+
+    Bins of a fixed length that divides a day start at midnight; pandas counts the others from
+    the first row's midnight, which is not known here.
+
+    Raises:
+        UnsupportedOperation: a length that does not divide a day.
+    """
+    if not frequency.is_calendar:
+        if _DAY % frequency.microseconds:
+            raise refuse(
+                f"bins of {frequency.text!r}, whose start depends on the first row",
+                "use a length that divides a day",
+            )
+        return floored(expr, frequency.text)
+    unit = _CALENDAR[frequency.unit]
+    start = call("date_trunc", dtypes.TIMESTAMP, expr, options=(unit,))
+    if frequency.unit not in _AT_END:
+        return start
+    return call("bin_end", dtypes.TIMESTAMP, start, options=(unit,))

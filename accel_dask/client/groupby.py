@@ -1,0 +1,538 @@
+"""Groups: aggregates of them, and windows within them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from accel_dask.client import dtypes, frequencies
+from accel_dask.client.aggregates import aggregate, count_rows, function_name, result_type
+from accel_dask.client.expressions import Expr, Key, call, literal
+from accel_dask.client.frequencies import Frequency
+from accel_dask.client.nodes import Aggregate, Filter, Node, aggregate_columns
+from accel_dask.client.unsupported import refuse
+from accel_dask.client.view import Finish, Item, View, key_expr, meeting, not_aligned
+from accel_dask.client.windows import Over, WindowMethods
+from accel_dask.errors import UnsupportedOperation
+
+if TYPE_CHECKING:
+    from accel_dask.client.frame import DataFrame
+    from accel_dask.client.series import Series
+    from accel_dask.client.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Grouper:
+    """Times cut into bins: `Grouper(key="ts", freq="D")`."""
+
+    key: Hashable = None
+    freq: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAgg:
+    """A column and its aggregate, for `agg(name=NamedAgg(column, aggfunc))`."""
+
+    column: Hashable
+    aggfunc: Any
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKeys:
+    """What is grouped by."""
+
+    items: tuple[Item, ...]
+    frequency: Frequency | None = None
+    """Of the only key: empty bins in between are shown, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One aggregate to compute."""
+
+    label: Hashable
+    func: str
+    expr: Expr | None
+    """None: the rows themselves are counted."""
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def keys_of(frame: DataFrame, by: Any) -> GroupKeys:
+    """The keys that `by`, a label, a column, a Grouper or a list of them, means.
+
+    Raises:
+        UnknownColumn, AlignmentError, UnsupportedOperation: there is none such.
+    """
+    listed = list(by) if isinstance(by, list) else [by]
+    if not listed:
+        raise UnsupportedOperation("groupby needs a key")
+    items = [_key(frame, one) for one in listed]
+    frequency = None
+    if len(listed) == 1 and _is_grouper(listed[0]) and listed[0].freq is not None:
+        frequency = frequencies.parse(_freq_text(listed[0].freq))
+    return GroupKeys(tuple(items), frequency)
+
+
+def _key(frame: DataFrame, by: Any) -> Item:
+    from accel_dask.client.datetimes import local
+    from accel_dask.client.series import Series
+
+    view = frame._view
+    if isinstance(by, Series):
+        if meeting(view.rows, by._view.rows, by._expr) is not view.rows:
+            raise not_aligned("groupby")
+        return Item(by.name, key_expr(by._expr, "groupby"))
+    if _is_grouper(by):
+        item = view.get(by.key)
+        if by.freq is None:
+            return item
+        clock = local(item.expr)
+        if not item.expr.dtype.is_time:
+            raise refuse(f"Grouper(freq=...) on a {item.expr.dtype.kind} column", "use a time")
+        if clock.dtype.kind is dtypes.Kind.DATE:
+            clock = call("cast", dtypes.TIMESTAMP, clock)
+        label = frequencies.bin_label(clock, frequencies.parse(_freq_text(by.freq)))
+        if item.expr.dtype.kind is dtypes.Kind.TIMESTAMPTZ:
+            label = call("timezone", item.expr.dtype, label, options=(item.expr.dtype.zone,))
+        return Item(item.label, label)
+    if callable(by) or isinstance(by, Mapping):
+        raise refuse("groupby by a function or dict", "compute the key as a column first")
+    found = view.find(by) or next((one for one in view.index if one.label == by), None)
+    item = found or view.get(by)
+    return Item(item.label, key_expr(item.expr, "groupby"))
+
+
+def _is_grouper(by: Any) -> bool:
+    return isinstance(by, Grouper) or type(by).__name__ in {"Grouper", "TimeGrouper"}
+
+
+def _freq_text(freq: Any) -> str:
+    return str(getattr(freq, "freqstr", freq))
+
+
+class Groups:
+    """What groups of frames and of columns share."""
+
+    def __init__(
+        self, session: Session, rows: Node, keys: GroupKeys, *, sort: bool, dropna: bool,
+        as_index: bool = True,
+    ) -> None:  # fmt: skip
+        self._session = session
+        self._rows = rows
+        self._keys = keys
+        self._sort = sort
+        self._dropna = dropna
+        self._as_index = as_index
+
+    def __iter__(self) -> NoReturn:
+        raise refuse("iterating groups", "aggregate them, or filter one key and compute")
+
+    def apply(self, *_: object, **__: object) -> NoReturn:
+        raise refuse("groupby.apply", "use agg, transform, or columns and agg")
+
+    filter = get_group = pipe = apply
+
+    def _partition(self) -> tuple[Expr, ...]:
+        return tuple(item.expr for item in self._keys.items)
+
+    def _grouped_rows(self) -> Node:
+        rows = self._rows
+        if self._dropna:
+            for item in self._keys.items:
+                if item.expr.may_null or item.expr.may_nan:
+                    rows = Filter(rows, call("notna", dtypes.BOOL, item.expr))
+        return rows
+
+    def _aggregated(self, wanted: Sequence[Wanted]) -> View:
+        rows = self._grouped_rows()
+        taken: list[str] = []
+        for label in (*(item.label for item in self._keys.items), *(one.label for one in wanted)):
+            name = "_".join(map(str, label)) if isinstance(label, tuple) else str(label)
+            taken.append(name if name not in taken else f"{name}_{len(taken)}")
+        count = len(self._keys.items)
+        source = Aggregate(
+            rows,
+            tuple(
+                (name, item.expr)
+                for name, item in zip(taken[:count], self._keys.items, strict=True)
+            ),
+            tuple(
+                (name, _expression(one, rows))
+                for name, one in zip(taken[count:], wanted, strict=True)
+            ),
+        )
+        columns = aggregate_columns(source)
+        index = tuple(
+            Item(item.label, columns[name])
+            for name, item in zip(taken[:count], self._keys.items, strict=True)
+        )
+        values = tuple(
+            Item(one.label, columns[name]) for name, one in zip(taken[count:], wanted, strict=True)
+        )
+        view = View(source, values, index)
+        if self._sort:
+            view = view.sorted([Key(item.expr) for item in index])
+        if self._keys.frequency is not None:
+            view = replace(view, finish=self._filling(wanted))
+        if not self._as_index:
+            view = View(view.rows, (*view.index, *view.columns), (), view.finish)
+        return view
+
+    def _filling(self, wanted: Sequence[Wanted]) -> Finish:
+        from accel_dask.client.finishing import with_empty_bins
+
+        frequency = self._keys.frequency
+        assert frequency is not None
+        fills = [_of_nothing(one.func) for one in wanted]
+        cap = self._session.options.max_rows
+
+        def fill(frame: Any) -> Any:
+            return with_empty_bins(frame, frequency.text, fills, cap)
+
+        return Finish("binning by time", fill)
+
+
+def _expression(wanted: Wanted, rows: Node) -> Expr:
+    if wanted.expr is None:
+        return count_rows()
+    return aggregate(wanted.func, wanted.expr, rows, **dict(wanted.options))
+
+
+def _of_nothing(func: str) -> Any:
+    """The aggregate of an empty bin; None: missing."""
+    return {"sum": 0, "count": 0, "size": 0, "nunique": 0, "prod": 1}.get(func)
+
+
+class SeriesGroupBy(WindowMethods, Groups):
+    """One column of groups."""
+
+    def __init__(
+        self, session: Session, rows: Node, keys: GroupKeys, item: Item, *, sort: bool = True,
+        dropna: bool = True, as_index: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(session, rows, keys, sort=sort, dropna=dropna, as_index=as_index)
+        self._item = item
+
+    def _over(self, what: str) -> tuple[Over, Expr]:
+        return Over(self._rows, self._partition()), self._item.expr
+
+    def _windowed(self, expr: Expr) -> Series:
+        from accel_dask.client.series import Series
+
+        return Series._of(self._session, self._rows, self._item.label, expr)
+
+    def _one(self, func: str, **options: Any) -> Any:
+        from accel_dask.client.frame import DataFrame
+        from accel_dask.client.series import Series
+
+        wanted = Wanted(self._item.label, func, self._item.expr, tuple(options.items()))
+        view = self._aggregated([wanted])
+        if not self._as_index:
+            return DataFrame(self._session, view)
+        return Series(self._session, view)
+
+    def agg(self, func: Any = None, **named: Any) -> Any:
+        """One aggregate; or several as a frame, from a list or `name="mean"`."""
+        from accel_dask.client.frame import DataFrame
+
+        if named:
+            pairs = [(name, function_name(one)) for name, one in named.items()]
+        elif isinstance(func, list | tuple):
+            pairs = [(function_name(one), function_name(one)) for one in func]
+        else:
+            return self._one(function_name(func))
+        wanted = [Wanted(label, one, self._item.expr) for label, one in pairs]
+        return DataFrame(self._session, self._aggregated(wanted))
+
+    aggregate = agg
+
+    def transform(self, func: Any) -> Series:
+        """The aggregate of its group in every row."""
+        name = function_name(func)
+        over = Over(self._rows, self._partition())
+        return self._windowed(over.grouped(over.of(aggregate(name, self._item.expr, self._rows))))
+
+    def size(self) -> Any:
+        """Rows of each group."""
+        return _size(self, self._item.label)
+
+    def sum(self, *, min_count: int = 0) -> Any:
+        """The sum."""
+        return self._one("sum", min_count=min_count)
+
+    def mean(self) -> Any:
+        """The mean."""
+        return self._one("mean")
+
+    def min(self) -> Any:
+        """The least value."""
+        return self._one("min")
+
+    def max(self) -> Any:
+        """The greatest value."""
+        return self._one("max")
+
+    def count(self) -> Any:
+        """How many values are not missing."""
+        return self._one("count")
+
+    def nunique(self, dropna: bool = True) -> Any:
+        """How many different values there are."""
+        return self._one("nunique", **({} if dropna else {"with_missing": True}))
+
+    def std(self, ddof: int = 1) -> Any:
+        """The standard deviation."""
+        return self._one("std", ddof=ddof)
+
+    def var(self, ddof: int = 1) -> Any:
+        """The variance."""
+        return self._one("var", ddof=ddof)
+
+    def sem(self) -> Any:
+        """The standard error of the mean."""
+        return self._one("sem")
+
+    def median(self) -> Any:
+        """The median."""
+        return self._one("median")
+
+    def quantile(self, q: float = 0.5) -> Any:
+        """The quantile `q`."""
+        if not isinstance(q, float | int):
+            raise refuse("several quantiles of groups", "use agg with one quantile each")
+        return self._one("quantile", q=float(q))
+
+    def skew(self) -> Any:
+        """The skewness."""
+        return self._one("skew")
+
+    def prod(self) -> Any:
+        """The product."""
+        return self._one("prod")
+
+    def any(self) -> Any:
+        """Whether any value is true."""
+        return self._one("any")
+
+    def all(self) -> Any:
+        """Whether all values are true."""
+        return self._one("all")
+
+    def first(self) -> Any:
+        """The first value that is not missing."""
+        return self._one("first")
+
+    def last(self) -> Any:
+        """The last value that is not missing."""
+        return self._one("last")
+
+    def cumcount(self, ascending: bool = True) -> Series:
+        """The number of rows of its group before each row."""
+        return _cumcount(self, ascending=ascending)
+
+    def head(self, n: int = 5) -> Series:
+        """The first rows of each group."""
+        from accel_dask.client.series import Series
+
+        rows = _first_of_groups(self, n)
+        return Series._of(self._session, rows, self._item.label, self._item.expr)
+
+    def value_counts(self, *, dropna: bool = True) -> Any:
+        """How often each value comes in each group."""
+        keys = GroupKeys((*self._keys.items, self._item))
+        inner = SeriesGroupBy(self._session, self._rows, keys, self._item, dropna=dropna)
+        return inner.size()
+
+    def rolling(self, *_: object, **__: object) -> NoReturn:
+        raise refuse("rolling of groups", "filter one group and use rolling on it")
+
+    expanding = rolling
+
+
+class DataFrameGroupBy(Groups):
+    """Groups of a frame."""
+
+    def __init__(
+        self, session: Session, view: View, keys: GroupKeys, *, sort: bool = True,
+        dropna: bool = True, as_index: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(session, view.rows, keys, sort=sort, dropna=dropna, as_index=as_index)
+        self._view = view
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, list | tuple):
+            items = [self._view.get(one) for one in key]
+            return DataFrameGroupBy(
+                self._session, self._view.with_columns(items), self._keys, sort=self._sort,
+                dropna=self._dropna, as_index=self._as_index,
+            )  # fmt: skip
+        return SeriesGroupBy(
+            self._session, self._rows, self._keys, self._view.get(key), sort=self._sort,
+            dropna=self._dropna, as_index=self._as_index,
+        )  # fmt: skip
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and self._view.find(name) is not None:
+            return self[name]
+        raise AttributeError(name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(one for one in self._view.labels if isinstance(one, str))]
+
+    def _values(self) -> list[Item]:
+        keys = {item.label for item in self._keys.items}
+        return [item for item in self._view.columns if item.label not in keys]
+
+    def _all(self, func: str, *, numeric_only: bool = False, **options: Any) -> DataFrame:
+        from accel_dask.client.frame import DataFrame
+
+        items = self._values()
+        if numeric_only:
+            items = [one for one in items if one.expr.dtype.is_number]
+        for item in items:
+            if result_type(func, item.expr.dtype) is None:
+                raise UnsupportedOperation(
+                    f"{func} of the {item.expr.dtype.kind} column {item.label!r}; select columns: "
+                    "df.groupby(...)[[...]], or pass numeric_only=True"
+                )
+        wanted = [Wanted(one.label, func, one.expr, tuple(options.items())) for one in items]
+        return DataFrame(self._session, self._aggregated(wanted))
+
+    def agg(self, func: Any = None, **named: Any) -> DataFrame:
+        """Aggregates: `agg(total=("x", "sum"))`, a dict by column, a list, or one name."""
+        from accel_dask.client.frame import DataFrame
+
+        if named:
+            wanted = [self._named(label, spec) for label, spec in named.items()]
+        elif isinstance(func, Mapping):
+            wanted = self._by_column(func)
+        elif isinstance(func, list | tuple):
+            wanted = self._by_column({item.label: list(func) for item in self._values()})
+        else:
+            return self._all(function_name(func))
+        return DataFrame(self._session, self._aggregated(wanted))
+
+    aggregate = agg
+
+    def _named(self, label: str, spec: Any) -> Wanted:
+        if hasattr(spec, "aggfunc"):
+            column, func = spec.column, spec.aggfunc
+        elif isinstance(spec, tuple) and len(spec) == 2:
+            column, func = spec
+        else:
+            raise UnsupportedOperation(f'agg({label}=...): write {label}=("column", "sum")')
+        return Wanted(label, function_name(func), self._column(column))
+
+    def _by_column(self, spec: Mapping[Any, Any]) -> list[Wanted]:
+        is_nested = any(isinstance(one, list | tuple) for one in spec.values())
+        wanted = []
+        for label, funcs in spec.items():
+            expr = self._column(label)
+            for func in funcs if isinstance(funcs, list | tuple) else [funcs]:
+                name = function_name(func)
+                wanted.append(Wanted((label, name) if is_nested else label, name, expr))
+        return wanted
+
+    def _column(self, label: Hashable) -> Expr:
+        found = next((item for item in self._keys.items if item.label == label), None)
+        return (self._view.find(label) or found or self._view.get(label)).expr
+
+    def transform(self, func: Any) -> DataFrame:
+        """The aggregate of its group in every row, of all other columns."""
+        from accel_dask.client.frame import DataFrame
+
+        columns = [Item(one.label, self[one.label].transform(func)._expr) for one in self._values()]
+        return DataFrame(self._session, View(self._rows, tuple(columns)))
+
+    def size(self) -> Any:
+        """Rows of each group."""
+        return _size(self, None)
+
+    @property
+    def ngroups(self) -> int:
+        """How many groups there are: runs a query."""
+        return len(self.size())
+
+    def sum(self, numeric_only: bool = False, min_count: int = 0) -> DataFrame:
+        """The sums."""
+        return self._all("sum", numeric_only=numeric_only, min_count=min_count)
+
+    def mean(self, numeric_only: bool = False) -> DataFrame:
+        """The means."""
+        return self._all("mean", numeric_only=numeric_only)
+
+    def median(self, numeric_only: bool = False) -> DataFrame:
+        """The medians."""
+        return self._all("median", numeric_only=numeric_only)
+
+    def std(self, ddof: int = 1, numeric_only: bool = False) -> DataFrame:
+        """The standard deviations."""
+        return self._all("std", numeric_only=numeric_only, ddof=ddof)
+
+    def var(self, ddof: int = 1, numeric_only: bool = False) -> DataFrame:
+        """The variances."""
+        return self._all("var", numeric_only=numeric_only, ddof=ddof)
+
+    def min(self, numeric_only: bool = False) -> DataFrame:
+        """The least values."""
+        return self._all("min", numeric_only=numeric_only)
+
+    def max(self, numeric_only: bool = False) -> DataFrame:
+        """The greatest values."""
+        return self._all("max", numeric_only=numeric_only)
+
+    def count(self) -> DataFrame:
+        """How many values are not missing."""
+        return self._all("count")
+
+    def nunique(self) -> DataFrame:
+        """How many different values there are."""
+        return self._all("nunique")
+
+    def first(self) -> DataFrame:
+        """The first values that are not missing."""
+        return self._all("first")
+
+    def last(self) -> DataFrame:
+        """The last values that are not missing."""
+        return self._all("last")
+
+    def cumcount(self, ascending: bool = True) -> Series:
+        """The number of rows of its group before each row."""
+        return _cumcount(self, ascending=ascending)
+
+    def head(self, n: int = 5) -> DataFrame:
+        """The first rows of each group."""
+        from accel_dask.client.frame import DataFrame
+
+        return DataFrame(self._session, replace(self._view, rows=_first_of_groups(self, n)))
+
+
+def _size(groups: Groups, label: Hashable) -> Any:
+    from accel_dask.client.frame import DataFrame
+    from accel_dask.client.series import Series
+
+    name = label if groups._as_index else "size"
+    view = groups._aggregated([Wanted(name if name is not None else "size", "size", None)])
+    if not groups._as_index:
+        return DataFrame(groups._session, view)
+    view = view.with_columns([Item(label, view.columns[0].expr)])
+    return Series(groups._session, view)
+
+
+def _cumcount(groups: Groups, *, ascending: bool) -> Series:
+    from accel_dask.client.series import Series
+
+    over = Over(groups._rows, groups._partition())
+    expr = over.count_before(ascending=ascending)
+    return Series._of(groups._session, groups._rows, None, expr)
+
+
+def _first_of_groups(groups: Groups, n: int) -> Node:
+    over = Over(groups._rows, groups._partition())
+    before = over.count_before()
+    rows: Node = Filter(groups._rows, call("lt", dtypes.BOOL, before, literal(n)))
+    for expr in groups._partition() if groups._dropna else ():
+        rows = Filter(rows, call("notna", dtypes.BOOL, expr))
+    return rows

@@ -1,0 +1,305 @@
+"""Connections, and how frames run on them: bounded, cancellable, with provenance."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Final, Self
+
+import pyarrow as pa
+
+from accel_dask.client import dtypes, nodes
+from accel_dask.client.frame import DataFrame
+from accel_dask.client.lower import Compiled
+from accel_dask.client.nodes import Field, Scan, Text
+from accel_dask.client.options import Fallback, Options
+from accel_dask.client.provenance import Provenance, from_receipt
+from accel_dask.client.running import run_watched
+from accel_dask.client.transport import FlightTransport, Transport
+from accel_dask.client.view import Item, View, unknown_column
+from accel_dask.errors import (
+    ConfigError,
+    FallbackForbidden,
+    ResultTooLarge,
+    UnknownTable,
+)
+
+_URL: Final = "ACCEL_URL"
+_USER: Final = "ACCEL_USER"
+_TOKEN: Final = "ACCEL_TOKEN"  # noqa: S105 - the name of a variable
+
+
+def connect(url: str | None = None, *, user: str | None = None, token: str | None = None,
+            **options: Any) -> Session:  # fmt: skip
+    """A session with a gateway: at `url`, else what ACCEL_URL, ACCEL_USER and ACCEL_TOKEN say,
+    else the local cluster that runs. `options` are those of `Options`.
+
+    Raises:
+        ConfigError: nothing says where, or who.
+        Unauthenticated: user and token do not match.
+        ExecutorUnavailable: no gateway answers there.
+    """
+    url = url or os.environ.get(_URL)
+    user = user or os.environ.get(_USER)
+    token = token or os.environ.get(_TOKEN)
+    if not url or not token:
+        url, user, token = _local(url, user, token)
+    if not user:
+        raise ConfigError(f"say who is asking: connect(user=...), or {_USER}")
+    return Session(FlightTransport(url, user, token), Options(**options))
+
+
+def _local(url: str | None, user: str | None, token: str | None) -> tuple[str, str, str]:
+    from accel_dask.current import find_current
+
+    current = find_current()
+    if current is None:
+        raise ConfigError(
+            f"where is the gateway? connect(url, user=..., token=...), {_URL} with {_USER} and "
+            f"{_TOKEN}, or a local cluster (accel-dask up)"
+        )
+    users = sorted(current.tokens)
+    user = user or (users[0] if len(users) == 1 else None)
+    found = token or current.tokens.get(user or "")
+    if not user or not found:
+        raise ConfigError(f"connect(user=...): the local cluster knows {', '.join(users)}")
+    return url or current.gateways[0], user, found
+
+
+class Session:
+    """One user's connection. Frames of it run on it."""
+
+    def __init__(self, transport: Transport, options: Options | None = None) -> None:
+        self._transport = transport
+        self.options = options or Options()
+        self.last_query: Provenance | None = None
+        """Where the newest answer came from."""
+        self.fallbacks = 0
+        """Answers that came from the OLAP engine."""
+        self._scans: dict[str, Scan] = {}
+        self._pins: dict[str, int] | None = None
+        self._cache = _Cache()
+
+    # What there is
+
+    def tables(self) -> list[str]:
+        """The names of the datasets that can be asked."""
+        return sorted(self._transport.tables())
+
+    def table(self, name: str) -> DataFrame:
+        """The dataset `name` as a lazy frame.
+
+        Raises:
+            UnknownTable: there is none of that name.
+        """
+        scan = self._scans.get(name)
+        if scan is None:
+            scan = self._scans[name] = self._scan(name)
+        return self._frame(scan)
+
+    def sql(self, text: str) -> DataFrame:
+        """The answer to a query of one's own, as a lazy frame to go on from.
+
+        Raises:
+            QueryError: the gateway would not take it.
+        """
+        text = text.strip().rstrip(";")
+        return self._frame(Text(text, _fields(self._transport.describe(text))))
+
+    def refresh(self) -> None:
+        """Forget what is known of datasets' columns."""
+        self._scans.clear()
+
+    def _scan(self, name: str) -> Scan:
+        schemas = self._transport.tables()
+        if name not in schemas:
+            raise UnknownTable(unknown_column(name, sorted(schemas)).replace("column", "dataset"))
+        schema = schemas[name]
+        metadata = schema.metadata or {}
+        sort_by = metadata.get(b"accel:sort_by", b"").decode()
+        return Scan(name, _fields(schema), tuple(sort_by.split("\x1f")) if sort_by else ())
+
+    def _frame(self, source: Scan | Text) -> DataFrame:
+        columns = nodes.scan_columns(source)
+        return DataFrame(self, View(source, tuple(Item(one.name, one) for one in columns)))
+
+    # Running
+
+    def fetch(self, compiled: Compiled, cap: int) -> tuple[pa.Table, Provenance]:
+        """The whole answer, and where it came from.
+
+        Raises:
+            ResultTooLarge: it has more than `cap` rows.
+            FallbackForbidden: it came from the OLAP engine, and the options forbid that.
+            AccelError: as the gateway answered.
+        """
+        known = self._cached(compiled)
+        if known is not None:
+            return known
+        started = time.perf_counter()
+        table, receipt = run_watched(
+            lambda: self._transport.query(
+                compiled.sql, timeout_ms=self.options.timeout_ms, headers=self._query_headers()
+            ),
+            progress_ms=self.options.progress_ms,
+        )
+        milliseconds = (time.perf_counter() - started) * 1000
+        _check_rows(table.num_rows, cap)
+        provenance = from_receipt(receipt, compiled.sql, rows=table.num_rows, ms=milliseconds)
+        self._note(provenance)
+        if self._pins is not None:
+            self._cache.put((compiled.sql, self._pinned(compiled)), table, provenance,
+                            self.options.cache_bytes)  # fmt: skip
+        return table, provenance
+
+    def stream(self, compiled: Compiled, cap: int) -> Iterator[tuple[pa.Table, None]]:
+        """The answer batch by batch, while it arrives.
+
+        Raises:
+            ResultTooLarge: the next batch would make more than `cap` rows.
+        """
+        answer = self._transport.query(
+            compiled.sql, timeout_ms=self.options.timeout_ms, headers=self._query_headers()
+        )
+        rows, started = 0, time.perf_counter()
+        try:
+            for batch in answer.batches():
+                rows += batch.num_rows
+                _check_rows(rows, cap)
+                yield pa.Table.from_batches([batch]), None
+        except BaseException:
+            answer.cancel()
+            raise
+        milliseconds = (time.perf_counter() - started) * 1000
+        self._note(from_receipt(answer.receipt(), compiled.sql, rows=rows, ms=milliseconds))
+
+    def explain(self, compiled: Compiled, cap: int) -> str:
+        """The SQL, what it reads, its bound and the gateway's plan for it."""
+        columns = ", ".join(f"{table}.{name}" for table, name in compiled.columns)
+        bound = "one row" if compiled.is_single_row else f"at most {cap:,} rows, else an error"
+        plan = self._transport.action("accel.explain", {"sql": compiled.sql})
+        return f"SQL      {compiled.sql}\nreads    {columns}\nbound    {bound}\n\n{plan}"
+
+    def _note(self, provenance: Provenance) -> None:
+        self.last_query = provenance
+        if provenance.route != "olap":
+            return
+        self.fallbacks += 1
+        match self.options.fallback:
+            case Fallback.FORBID:
+                raise FallbackForbidden(
+                    f"the answer came from the OLAP engine ({provenance.reason}); "
+                    "options.fallback = 'allow' or 'warn' takes it"
+                )
+            case Fallback.WARN:
+                from accel_dask.client.display import notice
+
+                notice(f"answered by the OLAP engine, not from memory: {provenance.reason}")
+            case Fallback.ALLOW:
+                pass
+
+    # Snapshots
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Mapping[str, int]]:
+        """Every query inside reads the epochs that serve now, or fails."""
+        found = self._transport.action("accel.datasets", {})
+        before, self._pins = self._pins, {one["dataset"]: one["epoch"] for one in found}
+        try:
+            yield dict(self._pins)
+        finally:
+            self._pins = before
+            if before is None:
+                self._cache.clear()
+
+    def _query_headers(self) -> dict[str, str]:
+        if not self._pins:
+            return {}
+        return {"x-accel-epochs": ",".join(f"{name}@{n}" for name, n in sorted(self._pins.items()))}
+
+    def _pinned(self, compiled: Compiled) -> tuple[tuple[str, int], ...]:
+        pins = self._pins or {}
+        return tuple((name, pins.get(name, 0)) for name in compiled.tables)
+
+    def _cached(self, compiled: Compiled) -> tuple[pa.Table, Provenance] | None:
+        if self._pins is None:
+            return None
+        found = self._cache.get((compiled.sql, self._pinned(compiled)))
+        if found is None:
+            return None
+        table, provenance = found
+        self.last_query = replace(provenance, is_cached=True, total_ms=0.0)
+        return table, self.last_query
+
+    # Its end
+
+    def close(self) -> None:
+        """End the connection."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _fields(schema: pa.Schema) -> tuple[Field, ...]:
+    found = []
+    for field in schema:
+        metadata = field.metadata or {}
+        found.append(
+            Field(
+                field.name,
+                dtypes.of_arrow(field.type),
+                may_nan=metadata.get(b"accel:nan") != b"0",
+                may_null=field.nullable,
+            )
+        )
+    return tuple(found)
+
+
+def _check_rows(rows: int, cap: int) -> None:
+    if rows > cap:
+        raise ResultTooLarge(
+            f"the answer has more than max_rows={cap:,} rows: aggregate (groupby, agg), filter, "
+            f"or take a part (.head(n), .nlargest(n, column)); .limit_rows(n) raises the limit"
+        )
+
+
+_CacheKey = tuple[str, tuple[tuple[str, int], ...]]
+
+
+class _Cache:
+    """The newest answers, by SQL and epochs, up to a size."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[_CacheKey, tuple[pa.Table, Provenance]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, key: _CacheKey) -> tuple[pa.Table, Provenance] | None:
+        found = self._kept.get(key)
+        if found is not None:
+            self._kept.move_to_end(key)
+        return found
+
+    def put(self, key: _CacheKey, table: pa.Table, provenance: Provenance, limit: int) -> None:
+        self._kept[key] = table, provenance
+        self._bytes += table.nbytes
+        while self._bytes > limit and self._kept:
+            _, (dropped, _) = self._kept.popitem(last=False)
+            self._bytes -= dropped.nbytes
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes = 0

@@ -1,0 +1,139 @@
+"""Several aggregates at once: describe, corr, quantiles. One query of one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from accel_dask.client import dtypes, finishing
+from accel_dask.client.aggregates import aggregate, count_rows, result_type
+from accel_dask.client.expressions import Aggregation, Expr, Key, call
+from accel_dask.client.nodes import Aggregate, Node, aggregate_columns
+from accel_dask.client.unsupported import refuse
+from accel_dask.client.view import Finish, Item, View, key_expr
+from accel_dask.client.windows import Over
+from accel_dask.errors import UnsupportedOperation
+
+if TYPE_CHECKING:
+    from accel_dask.client.frame import DataFrame
+    from accel_dask.client.series import Series
+
+_STATS: Final = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
+
+
+def one_row(rows: Node, values: Sequence[Expr], finish: Finish) -> View:
+    """A view of one row of aggregates."""
+    named = tuple((f"v{i}", expr) for i, expr in enumerate(values))
+    source = Aggregate(rows, (), named)
+    columns = aggregate_columns(source)
+    return View(source, tuple(Item(name, columns[name]) for name, _ in named), (), finish)
+
+
+def several(series: Series, funcs: Sequence[str]) -> Series:
+    """A series of several aggregates of a column."""
+    rows = series._ready("agg").rows
+    values = [aggregate(func, series._expr, rows) for func in funcs]
+    finish = Finish("agg of a list", finishing.row_as_series(funcs, series.name))
+    return type(series)(series._session, one_row(rows, values, finish))
+
+
+def quantiles(series: Series, at: Sequence[float]) -> Series:
+    """A series of several quantiles of a column."""
+    rows = series._ready("quantile").rows
+    values = [aggregate("quantile", series._expr, rows, q=q) for q in at]
+    finish = Finish("quantile of a list", finishing.row_as_series(at, series.name))
+    return type(series)(series._session, one_row(rows, values, finish))
+
+
+def _stats(expr: Expr, rows: Node) -> list[Expr]:
+    plain = {"count": "count", "mean": "mean", "std": "std", "min": "min", "max": "max"}
+    return [
+        aggregate(plain[stat], expr, rows)
+        if stat in plain
+        else aggregate("quantile", expr, rows, q=float(stat[:-1]) / 100)
+        for stat in _STATS
+    ]
+
+
+def describe_series(series: Series) -> Series:
+    """Count, mean, spread and quartiles of a number column."""
+    rows = series._ready("describe").rows
+    if not series._expr.dtype.is_number or series._expr.dtype.kind is dtypes.Kind.BOOL:
+        raise refuse(f"describe of a {series._expr.dtype.kind} column", "use value_counts")
+    values = [call("cast", dtypes.FLOAT, one) for one in _stats(series._expr, rows)]
+    finish = Finish("describe", finishing.row_as_series(_STATS, series.name))
+    return type(series)(series._session, one_row(rows, values, finish))
+
+
+def describe_frame(frame: DataFrame) -> DataFrame:
+    """The same of all number columns."""
+    view = frame._ready("describe")
+    items = _numbers(view, without_bool=True)
+    values = [
+        call("cast", dtypes.FLOAT, one) for item in items for one in _stats(item.expr, view.rows)
+    ]
+    labels = [item.label for item in items]
+    finish = Finish("describe", finishing.row_as_table(labels, _STATS))
+    return type(frame)(frame._session, one_row(view.rows, values, finish))
+
+
+def corr(frame: DataFrame, *, numeric_only: bool) -> DataFrame:
+    """Pearson's correlation of all pairs of number columns."""
+    view = frame._ready("corr")
+    items = _numbers(view)
+    if not numeric_only and len(items) < len(view.columns):
+        raise UnsupportedOperation(
+            "corr of columns that are no numbers; pass numeric_only=True, or select columns"
+        )
+    values = [
+        Aggregation(dtypes.FLOAT, "corr", (a.expr, b.expr))
+        for i, a in enumerate(items)
+        for b in items[i:]
+    ]
+    finish = Finish("corr", finishing.row_as_matrix([item.label for item in items]))
+    return type(frame)(frame._session, one_row(view.rows, values, finish))
+
+
+def reduce_frame(frame: DataFrame, func: str, *, numeric_only: bool, **options: Any) -> Series:
+    """A series of one aggregate of every column."""
+    from accel_dask.client.series import Series
+
+    view = frame._ready(func)
+    items = _numbers(view) if numeric_only else list(view.columns)
+    for item in items:
+        if result_type(func, item.expr.dtype) is None:
+            raise UnsupportedOperation(
+                f"{func} of the {item.expr.dtype.kind} column {item.label!r}; pass "
+                "numeric_only=True, or select columns"
+            )
+    values = [aggregate(func, item.expr, view.rows, **options) for item in items]
+    finish = Finish(func, finishing.row_as_series([item.label for item in items]))
+    return Series(frame._session, one_row(view.rows, values, finish))
+
+
+def aggregate_columns_of(frame: DataFrame, spec: dict[Hashable, str]) -> Series:
+    """A series of one aggregate for each of some columns."""
+    from accel_dask.client.series import Series
+
+    view = frame._ready("agg")
+    values = [aggregate(func, view.get(label).expr, view.rows) for label, func in spec.items()]
+    finish = Finish("agg", finishing.row_as_series(list(spec)))
+    return Series(frame._session, one_row(view.rows, values, finish))
+
+
+def mode(series: Series) -> Series:
+    """The values that come most often, in order."""
+    view = series._ready("mode")
+    rows = view.filtered(series.notna()._expr).rows
+    key = key_expr(series._expr, "mode")
+    source = Aggregate(rows, (("key", key),), (("count", count_rows()),))
+    columns = aggregate_columns(source)
+    most = Over(source).of(aggregate("max", columns["count"], source))
+    found = View(source, (Item(series.name, columns["key"]),))
+    found = found.filtered(call("eq", dtypes.BOOL, columns["count"], most))
+    return type(series)(series._session, found.sorted([Key(columns["key"])]))
+
+
+def _numbers(view: View, *, without_bool: bool = False) -> list[Item]:
+    kinds = dtypes.NUMBERS - ({dtypes.Kind.BOOL} if without_bool else set())
+    return [item for item in view.columns if item.expr.dtype.kind in kinds]

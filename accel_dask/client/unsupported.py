@@ -1,0 +1,88 @@
+"""What pandas has and frames here do not, each with what to write instead."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from accel_dask.errors import UnsupportedOperation
+
+_PULL: Final = "or bring a bounded part to pandas: .head(n).compute()"
+
+_REWRITES: Final[dict[str, str]] = {
+    "apply": f"write where/mask/case_when, str. and dt. or groupby.agg, {_PULL}.apply(...)",
+    "applymap": f"write expressions over the columns, {_PULL}.map(...)",
+    "transform": f'use groupby(...).transform("mean") and the like, {_PULL}.transform(...)',
+    "pipe": "call the function with the frame",
+    "iterrows": f"write expressions over columns, {_PULL}.iterrows()",
+    "itertuples": f"write expressions over columns, {_PULL}.itertuples()",
+    "items": "loop over df.columns",
+    "iloc": "use .head(n), .tail(n) or .nlargest(n, ...) on an ordered frame",
+    "iat": "filter by a key and compute",
+    "at": "filter by a key and compute",
+    "T": "compute() first, then transpose",
+    "transpose": "compute() first, then transpose",
+    "values": "use .to_arrow() or .compute().values",
+    "to_numpy": "use .compute().to_numpy()",
+    "explode": "flatten the source",
+    "stack": "use melt",
+    "interpolate": "fillna with an aggregate, or compute() first",
+    "ffill": "fillna with a value, or compute() first",
+    "bfill": "fillna with a value, or compute() first",
+    "ewm": "use rolling or expanding, or compute() first",
+    "asof": "use a merge on truncated times",
+    "to_sql": "pandas' to_sql writes; the SQL of a frame is .sql",
+    "to_csv": "use .compute().to_csv(...)",
+    "to_parquet": "use pyarrow.parquet.write_table(df.to_arrow(), ...)",
+    "duplicated": "use drop_duplicates, or groupby(...).size()",
+    "reindex": "merge with a frame of the keys",
+    "align": "merge on a key",
+    "join": "use merge(on=...)",
+    "update": "merge, then fillna",
+    "insert": "use assign",
+    "pop": "use df[name], then drop",
+    "eval": "write the expression in Python, or use assign",
+    "idxmax": "sort_values(...).head(1), or nlargest(1, ...)",
+    "idxmin": "sort_values(...).head(1), or nsmallest(1, ...)",
+    "swapaxes": "compute() first",
+    "corrwith": "use corr",
+    "hist": "use pd.cut and groupby(...).size()",
+    "memory_usage": "it has none here; .explain() shows what is read",
+    "info": "use .dtypes",
+    "tolist": "use .compute().tolist()",
+    "to_list": "use .compute().to_list()",
+    "to_dict": "use .compute().to_dict()",
+    "to_json": "use .compute().to_json()",
+    "to_excel": "use .compute().to_excel()",
+    "resample": "use df.resample(freq, on=column)",
+    "searchsorted": "use comparisons",
+    "factorize": "use rank(method='dense')",
+    "get_dummies": "use where on each value, or pivot_table",
+    "wide_to_long": "use melt",
+    "unstack": "use pivot_table",
+    "pivot": "use pivot_table",
+    "truncate": "filter by the key",
+    "squeeze": "compute() first",
+    "xs": "filter by the key",
+    "loc": "use df.loc[mask] or df.loc[mask, columns]",
+    "array": "use .to_arrow()",
+}  # fmt: skip
+
+
+def rewrite(name: str) -> UnsupportedOperation | None:
+    """The error for pandas' `name`; None: pandas has no such thing that we know of."""
+    advice = _REWRITES.get(name)
+    if advice is None:
+        return None
+    return UnsupportedOperation(f"{name} is not served, as it has no bounded SQL; {advice}")
+
+
+def no_inplace(inplace: bool) -> None:
+    """Raise for `inplace=True`."""
+    if inplace:
+        raise UnsupportedOperation(
+            "inplace=True: frames are immutable; assign the result: df = df.method(...)"
+        )
+
+
+def refuse(what: str, advice: str) -> UnsupportedOperation:
+    return UnsupportedOperation(f"{what} is not served; {advice}")

@@ -1,0 +1,76 @@
+"""The notebook client through a real gateway, with executors that stand in for real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from gateway_world import World, flights
+
+from accel_dask.client import Session, connect
+from accel_dask.client.transport import _command, _wrapped
+from accel_dask.errors import ExecutorUnavailable, InvalidQuery, Unauthenticated
+from flightsql_gateway.flight_sql import messages
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    made = World()
+    made.start()
+    made.token = made.tenant("acme")  # type: ignore[attr-defined]
+    made.serve("acme", {"flights": (1, [flights(1, 100)])})
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def session(world: World) -> Iterator[Session]:
+    with connect(world.url, user="acme", token="secret-of-acme") as made:
+        yield made
+
+
+def test_the_messages_are_those_of_flight_sql() -> None:
+    sql = "SELECT '" + "é" * 300 + "'"
+    command = messages.new("CommandStatementQuery", query=sql)
+    assert _command("CommandStatementQuery", sql) == messages.wrap(command)
+    tables = messages.new("CommandGetTables", include_schema=True)
+    assert _wrapped("CommandGetTables", b"\x28\x01") == messages.wrap(tables)
+
+
+def test_a_frame_runs_and_says_where_it_ran(session: Session) -> None:
+    df = session.table("flights")
+    out = df[df.delay >= 1].groupby("carrier").agg(n=("id", "count"), last=("id", "max")).compute()
+    assert out["n"].to_dict() == {"C0": 33, "C1": 32, "C2": 33}
+    told = out.attrs["accel"]
+    assert told["route"] == "hot"
+    assert [(one["dataset"], one["epoch"]) for one in told["datasets"]] == [("flights", 1)]
+    assert session.last_query is not None
+    assert session.last_query.server_ms > 0
+
+
+def test_the_environment_may_say_where(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCEL_URL", world.url)
+    monkeypatch.setenv("ACCEL_USER", "acme")
+    monkeypatch.setenv("ACCEL_TOKEN", "secret-of-acme")
+    with connect() as session:
+        assert session.tables() == ["flights"]
+
+
+def test_errors_are_those_of_the_tree(world: World, session: Session) -> None:
+    with pytest.raises(InvalidQuery):
+        session.sql("SELECT nonsense FROM flights").compute()
+    with pytest.raises(Unauthenticated):
+        connect(world.url, user="acme", token="wrong")
+    with pytest.raises(ExecutorUnavailable, match="no gateway answers"):
+        connect("grpc://127.0.0.1:1", user="acme", token="x")
+
+
+def test_explain_shows_the_sql_and_the_plan(session: Session) -> None:
+    text = session.table("flights").groupby("carrier").size().explain()
+    assert "GROUP BY" in text
+    assert "reads    flights.carrier" in text
+
+
+def test_batches_come_while_they_arrive(session: Session) -> None:
+    df = session.table("flights")
+    assert sum(len(batch) for batch in df.to_pandas_batches()) == 100
