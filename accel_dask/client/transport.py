@@ -6,7 +6,6 @@ The gateway takes the command as the ticket of a DoGet, so that no FlightInfo is
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Protocol
 
@@ -15,10 +14,11 @@ from pyarrow import flight
 
 from accel_dask.errors import ConfigError, ExecutorUnavailable, Unauthenticated
 from accel_dask.flight_errors import from_flight
+from accel_dask.flight_trailers import TrailerReader
 
 _TYPE_PREFIX: Final = "type.googleapis.com/arrow.flight.protocol.sql."
 _RECEIPT: Final = "x-accel-receipt"
-_TIMEOUT: Final = "x-accel-timeout-ms"
+_TIMEOUT: Final = "x-accel-deadline-ms"
 _CONNECT_SECONDS: Final = 30.0
 
 
@@ -66,9 +66,10 @@ class FlightTransport:
 
     def __init__(self, url: str, user: str, token: str) -> None:
         self._user, self._token = user, token
-        self._headers = _HeaderFactory()
+        self._headers = _BearerFactory()
+        self._trailers = TrailerReader()
         try:
-            self._client = flight.FlightClient(url, middleware=[self._headers])
+            self._client = flight.FlightClient(url, middleware=[self._headers, self._trailers])
         except pa.ArrowInvalid as error:
             raise ConfigError(f"{url!r} is no gateway's address; write grpc://host:port") from error
         try:
@@ -91,7 +92,9 @@ class FlightTransport:
         # A little more than the gateway's: its own message says more.
         seconds = timeout_ms / 1000 + 5
         found: Answering = self._retried(
-            lambda: _FlightAnswer(self._client, ticket, self._options(limits, seconds))
+            lambda: _FlightAnswer(
+                self._client, ticket, self._options(limits, seconds), self._trailers
+            )
         )
         return found
 
@@ -158,11 +161,14 @@ class _FlightAnswer:
     """A stream of one statement."""
 
     def __init__(
-        self, client: flight.FlightClient, ticket: flight.Ticket, options: flight.FlightCallOptions
+        self,
+        client: flight.FlightClient,
+        ticket: flight.Ticket,
+        options: flight.FlightCallOptions,
+        trailers: TrailerReader,
     ) -> None:
-        _CALL.trailers = {}
-        self._trailers: dict[str, str] = _CALL.trailers
-        self._reader = client.do_get(ticket, options)
+        with trailers.reading() as self._trailers:
+            self._reader = client.do_get(ticket, options)
         self.schema: pa.Schema = self._reader.schema
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -183,37 +189,26 @@ class _FlightAnswer:
         self._reader.cancel()
 
 
-_CALL: Final = threading.local()
-"""`trailers`: where the call that this thread starts next puts its own."""
-
-
-class _HeaderFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]
-    """Takes over the bearer token that a gateway hands out, and each call's trailers."""
+class _BearerFactory(flight.ClientMiddlewareFactory):  # type: ignore[misc]
+    """Takes over the bearer token that a gateway hands out."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bearer = ""
 
-    def start_call(self, info: flight.CallInfo) -> _Headers:
-        return _Headers(self, getattr(_CALL, "trailers", {}))
+    def start_call(self, info: flight.CallInfo) -> _Bearer:
+        return _Bearer(self)
 
 
-class _Headers(flight.ClientMiddleware):  # type: ignore[misc]
-    def __init__(self, factory: _HeaderFactory, trailers: dict[str, str]) -> None:
+class _Bearer(flight.ClientMiddleware):  # type: ignore[misc]
+    def __init__(self, factory: _BearerFactory) -> None:
         super().__init__()
         self._factory = factory
-        self._trailers = trailers
 
     def received_headers(self, headers: dict[str, list[str]]) -> None:
-        for name, values in headers.items():
-            low = name.lower()
-            if not values:
-                continue
-            value = values[0]
-            if low == "authorization" and value.startswith("Bearer "):
+        for value in headers.get("authorization", ()):
+            if value.startswith("Bearer "):
                 self._factory.bearer = value
-            elif low.startswith("x-accel-"):
-                self._trailers[low] = value
 
 
 def _command(name: str, query: str) -> bytes:
