@@ -15,6 +15,7 @@ from flightsql_gateway.auth import Authenticator, Identity
 from flightsql_gateway.calls import CallWatch
 from flightsql_gateway.execute import Execution
 from flightsql_gateway.executor_client import ExecutorClients
+from flightsql_gateway.fallback.governor import Fallback
 from flightsql_gateway.flight_sql.server import FlightSqlServer, ServerAddress
 from flightsql_gateway.load_figures import LoadFigures
 from flightsql_gateway.metrics import Metrics
@@ -39,6 +40,7 @@ class GatewayApp:
         self._metrics = Metrics()
         self._watch = CallWatch()
         self._clients = ExecutorClients()
+        self._fallback = Fallback()
         self._registration: Registration | None = None
         self.routing: Final = RoutingCache(
             store,
@@ -53,6 +55,7 @@ class GatewayApp:
             self._execution,
             self._watch,
             observers=(self._observe,),
+            fallback=self._fallback,
         )
         self._server: FlightSqlServer | None = None
 
@@ -123,5 +126,6 @@ class GatewayApp:
         self.routing.close()
         self._watch.close()
         self._execution.close()
+        self._fallback.close()
         self._clients.close()
         return is_drained

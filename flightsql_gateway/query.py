@@ -16,7 +16,7 @@ from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import FragmentKind, QueryLimits, QueryPlan, Verdict
 from flightsql_gateway.auth import Identity
-from flightsql_gateway.receipts import DatasetReceipt, PartReceipt, Receipt, shortened
+from flightsql_gateway.receipts import DatasetReceipt, FallbackNote, PartReceipt, Receipt, shortened
 from flightsql_gateway.request_limits import AskedLimits
 
 Observer = Callable[[Identity, Receipt], None]
@@ -76,6 +76,7 @@ class QueryRecord:
         self.query_id: Final = uuid.uuid4().hex
         self.plan: QueryPlan | None = None
         self.stream: BatchStream | None = None
+        self.fallback: FallbackNote | None = None
         self.plan_ms = self.queue_ms = self.run_ms = 0.0
         self.rows = self.bytes = 0
         self.receipt: Receipt | None = None
@@ -103,7 +104,10 @@ class QueryRecord:
             sql=shortened(query.sql),
             outcome="OK" if error is None else getattr(error, "code", "ACCEL_ERROR"),
             reason=reason if error is None else _told(error),
-            route=_route(plan, executor, measured) if plan and executor else "",
+            route=_route(plan, executor, measured, self.fallback),
+            fallback=str(self.fallback.reason) if self.fallback else "",
+            engine=self.fallback.engine if self.fallback else "",
+            is_pinned=self.fallback.is_pinned if self.fallback else None,
             datasets=_datasets(plan, executor),
             executor=_name_of(executor) if executor else "",
             executors=_executors(plan) if executor else 0,
@@ -177,8 +181,17 @@ def _name_of(executor: ExecutorRoute) -> str:
     return f"{executor.worker}/{executor.generation}{cold}"
 
 
-def _route(plan: QueryPlan, executor: ExecutorRoute, measured: Measured | None) -> str:
-    """Where the rows came from, whoever stood in for whom."""
+def _route(
+    plan: QueryPlan | None,
+    executor: ExecutorRoute | None,
+    measured: Measured | None,
+    fallback: FallbackNote | None,
+) -> str:
+    """Where the rows came from, whoever stood in for whom; empty: from nowhere."""
+    if fallback is not None:
+        return FragmentKind.OLAP.value
+    if plan is None or executor is None:
+        return ""
     fragment = plan.fragments[0]
     if not fragment.inputs:
         return (FragmentKind.COLD if executor.is_cold else fragment.kind).value

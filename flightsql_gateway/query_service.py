@@ -16,7 +16,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from accel_dask.errors import AccelError, InvalidQuery
+from accel_dask.errors import AccelError, InvalidQuery, NotResident
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota
@@ -29,6 +29,7 @@ from flightsql_gateway.auth import Identity
 from flightsql_gateway.calls import Call, CallWatch
 from flightsql_gateway.execute import Execution, Order
 from flightsql_gateway.explain import SCHEMA, ExplainStream, explained
+from flightsql_gateway.fallback.governor import Fallback, both
 from flightsql_gateway.query import Observer, Query, QueryRecord
 from flightsql_gateway.request_limits import AskedLimits, lowered, whose
 from flightsql_gateway.routing_cache import RoutingCache
@@ -49,8 +50,10 @@ class QueryService:
         execution: Execution,
         watch: CallWatch,
         observers: tuple[Observer, ...] = (),
+        fallback: Fallback | None = None,
     ) -> None:
         """Each of `observers` is told of every query that ended."""
+        self._fallback = fallback or Fallback()
         self._routing = routing
         self._execution = execution
         self._watch = watch
@@ -81,6 +84,8 @@ class QueryService:
             if inner is not None:
                 record.stream = self._explain(replace(query, sql=inner), record)
                 return Answer(record.stream, call, None, record)
+            if self._fallback.is_first(query, self._routing.current()):
+                return self._at_engine(query, record, call, None)
             self._check(query, record)
             slot = self._admission.admit(query.identity.tenant, quota, call)
             record.queue_ms = slot.queue_ms
@@ -98,9 +103,50 @@ class QueryService:
             call.close()
             if slot is not None:
                 slot.release()
+            if isinstance(error, AccelError) and self._falls_back(query, error):
+                asked = self._open_fallback_call(query, quota, is_cancelled, call)
+                return self._at_engine(query, record, asked, error)
             record.finish(error)
             raise
         return Answer(stream, call, slot, record)
+
+    def _falls_back(self, query: Query, error: AccelError) -> bool:
+        return self._fallback.covers(query, self._routing.current(), error)
+
+    def _at_engine(
+        self, query: Query, record: QueryRecord, call: Call, error: AccelError | None
+    ) -> Answer:
+        """The answer of the engine behind memory, which gave `error`."""
+        started = time.monotonic()
+        try:
+            table = self._routing.current()
+            stream = self._fallback.start(
+                query, table, self._quota(table, query.identity), error, call
+            )
+        except BaseException as failure:
+            call.close()
+            told = both(error, failure)
+            record.finish(told)
+            if told is failure:
+                raise
+            raise told from failure
+        record.run_ms = (time.monotonic() - started) * 1000
+        record.stream, record.fallback = stream, stream.note
+        return Answer(stream, call, None, record)
+
+    def _open_fallback_call(
+        self, query: Query, quota: Quota, is_cancelled: Callable[[], bool], was: Call
+    ) -> Call:
+        """The engine's time begins when memory has failed; a client's own limit is for both."""
+        deadline = time.monotonic() + quota.fallback_deadline_ms / 1000
+        if "deadline_ms" in dict(query.limits):
+            deadline = min(deadline, was.deadline)
+        return self._watch.open(
+            is_cancelled,
+            deadline,
+            f"the query's fallback took longer than {quota.fallback_deadline_ms} ms, tenant "
+            f"{query.identity.tenant}'s limit, or than the client's own",
+        )
 
     def describe(
         self,
@@ -142,9 +188,16 @@ class QueryService:
             NotResident: a dataset of it has never been loaded.
         """
         inner = explained(sql)
-        sql = sql if inner is None else inner
-        with self._turn_to_parse(sql):
-            self._plans.check(sql, self._context(self._routing.current(), identity))
+        query = Query(sql=sql if inner is None else inner, identity=identity)
+        try:
+            self._check_resident(query)
+        except NotResident as error:
+            if inner is not None or not self._falls_back(query, error):
+                raise
+
+    def _check_resident(self, query: Query) -> None:
+        with self._turn_to_parse(query.sql):
+            self._plans.check(query.sql, self._context(self._routing.current(), query.identity))
 
     def explain(self, sql: str, identity: Identity) -> str:
         """How `sql` would be answered now, for people."""
@@ -166,7 +219,7 @@ class QueryService:
 
     def _check(self, query: Query, record: QueryRecord) -> None:
         started = time.monotonic()
-        self.check(query.sql, query.identity)
+        self._check_resident(query)
         record.plan_ms += (time.monotonic() - started) * 1000
 
     def _explain(self, query: Query, record: QueryRecord) -> ExplainStream:

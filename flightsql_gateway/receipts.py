@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from accel_dask.model.fallback import FallbackReason
 from accel_dask.model.ids import TenantId
 from flightsql_gateway.history import History
 
@@ -88,8 +89,25 @@ class Receipt:
     gathered_rows: int = 0
     gathered_bytes: int = 0
     parts: tuple[PartReceipt, ...] = ()
+    fallback: str = ""
+    """Why the engine was asked: `miss`, `breach`, `error` or `policy`; empty: it was not."""
+    engine: str = ""
+    """Which, and how it read its tables."""
+    is_pinned: bool | None = None
+    """Whether the engine read the snapshot that memory serves; None: no engine was asked."""
     limits: dict[str, int] = field(default_factory=dict)
     """That it ran under: the tenant's, or the client's own where those are lower."""
+
+
+@dataclass(frozen=True, slots=True)
+class FallbackNote:
+    """Why an OLAP engine was asked for a query, which, and what it read."""
+
+    reason: FallbackReason
+    because: str
+    """The error that memory gave; empty: it was not asked."""
+    engine: str
+    is_pinned: bool
 
 
 class Receipts:

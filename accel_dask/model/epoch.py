@@ -90,6 +90,8 @@ class Epoch:
     """That every shard has."""
     rollup_rows: tuple[tuple[int, ...], ...] = ()
     """Of each of `shards` the rows of its rollups; empty before it is READY."""
+    row_filter: str | None = None
+    """As the dataset was declared when it was opened."""
     plan_digest: str = ""
     """SHA-256 of the load plan's blob."""
     cold: ColdPolicy = ColdPolicy.REFUSE

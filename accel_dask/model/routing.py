@@ -19,6 +19,7 @@ from accel_dask.model.executor import (
     ExecutorPlan,
     ExecutorState,
 )
+from accel_dask.model.fallback import FallbackPolicy, FallbackSpec
 from accel_dask.model.ids import DatasetId, EpochNumber, Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.member import META_PATH, ClusterMeta
 from accel_dask.model.placement import Serving
@@ -68,6 +69,23 @@ class DatasetRoute:
     """Why, for people."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackRoute:
+    """A dataset as its fallback engine has to answer for it."""
+
+    dataset_id: DatasetId
+    spec: FallbackSpec
+    connector: str
+    """That reads its source."""
+    source_table: str
+    """The source's own name for the table; empty: it has none."""
+    epoch: EpochNumber
+    """The serving one, else the newest of which the columns are known."""
+    snapshot_id: SnapshotId | None
+    columns: tuple[Column, ...]
+    row_filter: str | None
+
+
 class RoutingTable:
     """Immutable. `revision` is the view's."""
 
@@ -79,6 +97,7 @@ class RoutingTable:
         users: Mapping[str, User],
         ticket_key: bytes,
         declared: Iterable[DatasetId] = (),
+        fallbacks: Mapping[DatasetId, FallbackRoute] | None = None,
     ) -> None:
         self.revision = Revision(revision)
         self.datasets = MappingProxyType(dict(datasets))
@@ -88,6 +107,14 @@ class RoutingTable:
         """Signs tickets and bearer tokens; empty before the cluster has one."""
         self.declared = frozenset(declared)
         """All datasets that there are, also those without a READY epoch."""
+        self.fallbacks = MappingProxyType(dict(fallbacks or {}))
+        """Of the datasets that have an engine behind them."""
+        self.always_at_engines = frozenset(
+            key.tenant
+            for key, route in self.fallbacks.items()
+            if route.spec.policy is FallbackPolicy.ALWAYS
+        )
+        """Tenants with a dataset that is never answered from memory."""
         self.alike = MappingProxyType(_alike({*self.declared, *self.datasets}))
         """Names that differ in their case only, by tenant and the name in lower case."""
 
@@ -134,7 +161,34 @@ def build_routing(view: ClusterView) -> RoutingTable:
         {user.name: user for user in view.records(User)},
         bytes.fromhex(meta.ticket_key) if meta else b"",
         (dataset.dataset_id for dataset in view.records(Dataset)),
+        _fallbacks(view),
     )
+
+
+def _fallbacks(view: ClusterView) -> dict[DatasetId, FallbackRoute]:
+    found = {}
+    for dataset in view.records(Dataset):
+        spec = dataset.fallback
+        if spec is None or spec.policy is FallbackPolicy.NEVER:
+            continue
+        epoch = view.serving_epoch(dataset.dataset_id) or max(
+            (epoch for epoch in view.epochs_of(dataset.dataset_id) if epoch.columns),
+            key=lambda epoch: epoch.number,
+            default=None,
+        )
+        if epoch is None:
+            continue
+        found[dataset.dataset_id] = FallbackRoute(
+            dataset_id=dataset.dataset_id,
+            spec=spec,
+            connector=dataset.source.connector,
+            source_table=dataset.source.option("table") or "",
+            epoch=epoch.number,
+            snapshot_id=epoch.snapshot_id,
+            columns=epoch.columns,
+            row_filter=epoch.row_filter,
+        )
+    return found
 
 
 def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:

@@ -43,6 +43,13 @@ class Quota:
     As many rows of three keys or numbers as `max_gather_bytes` holds: what is scarce is memory."""
     max_gather_bytes: int = 96 * MIB
     """As `max_gather_rows`, in bytes of Arrow buffers."""
+    fallback_concurrency: int = 2
+    """Queries of the tenant that one gateway has at OLAP engines at once."""
+    fallback_deadline_ms: int = 30_000
+    """Total time of a query at an engine: waiting for a place there, run and stream."""
+    fallback_max_rows: int = 100_000
+    fallback_max_bytes: int = 64 * MIB
+    """As `fallback_max_rows`, in bytes of Arrow buffers; the gateway holds them meanwhile."""
     load_threads: int = 2
     """DuckDB threads of one loader."""
     cpu_weight: int = 100

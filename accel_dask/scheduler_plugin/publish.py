@@ -202,6 +202,8 @@ def refuse(
         state=EpochState.FAILED,
         replicas=epoch.replicas,
         source_version=epoch.source_version,
+        columns=epoch.columns,  # its fallback engine may answer for it
+        row_filter=epoch.row_filter,
         publish_nonce=request.nonce,
         story=(StoryLine(at_ns=round_.now_ns, state=EpochState.FAILED, because=because),),
     )
@@ -234,6 +236,7 @@ def _new_epoch(round_: Round, planned: PlannedPublish) -> Epoch:
         rollups=tasks[0].rollups,
         cold=planned.dataset.cold,
         hot_shards=planned.dataset.hot_shards,
+        row_filter=planned.dataset.row_filter,
         plan_digest=planned.plan_digest,
         source_version=planned.source_version,
         publish_nonce=request.nonce,

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from accel_dask.model.routing import DatasetRoute
 from accel_dask.query_planner.plan import CATALOG
-from flightsql_gateway.flight_sql.arrow_types import schema_of
+from flightsql_gateway.arrow_types import schema_of
 from flightsql_gateway.flight_sql.patterns import matches, optional
 from flightsql_gateway.flight_sql.request import Request
 

@@ -13,8 +13,8 @@ from pyarrow import flight
 
 from accel_dask.errors import InvalidQuery, TextLimit, UnsupportedQuery
 from accel_dask.query_planner.plan import QueryPlan
+from flightsql_gateway.arrow_types import arrow_type
 from flightsql_gateway.flight_sql import messages
-from flightsql_gateway.flight_sql.arrow_types import arrow_type
 from flightsql_gateway.flight_sql.handles import StatementHandle, issue, redeem
 from flightsql_gateway.flight_sql.request import Request
 from flightsql_gateway.flight_sql.statement_query import ticket_for

@@ -32,7 +32,7 @@ from accel_dask.query_planner.portable.engine_types import check_columns
 from accel_dask.query_planner.portable.from_clause import Table
 from accel_dask.query_planner.portable.tree import Node
 from accel_dask.query_planner.portable.write import EngineTable
-from flightsql_gateway.flight_sql.arrow_types import arrow_type
+from flightsql_gateway.arrow_types import arrow_type
 
 TENANT = TenantId("acme")
 RANDOM_SEED = int(os.environ.get("ACCEL_OLAP_SEED", "7"))

@@ -8,8 +8,8 @@ import pytest
 
 from accel_dask.errors import InvalidQuery, ReadOnly, UnsupportedQuery
 from accel_dask.model.ids import TenantId
+from flightsql_gateway.arrow_types import arrow_type
 from flightsql_gateway.flight_sql import get_sql_info, messages
-from flightsql_gateway.flight_sql.arrow_types import arrow_type
 from flightsql_gateway.flight_sql.handles import StatementHandle, issue, redeem
 from flightsql_gateway.flight_sql.patterns import matches
 from flightsql_gateway.flight_sql.updates import is_harmless, refuse_update

@@ -172,6 +172,7 @@ class FlightSqlEngine(AdbcEngine):
             **{
                 StatementOptions.TIMEOUT_QUERY.value: f"{seconds:.3f}",
                 StatementOptions.TIMEOUT_FETCH.value: f"{seconds:.3f}",
+                StatementOptions.TIMEOUT_UPDATE.value: f"{seconds:.3f}",  # of preparing too
             }
         )
 

@@ -142,7 +142,10 @@ class MySqlEngine:
 
         def release(is_good: bool) -> None:
             if is_good:
-                cursor.close()  # of an answer that is not whole it would read the rest
+                cursor.close()
+            elif cursor._result is not None:  # noqa: SLF001 - else it reads the rest when it goes
+                cursor._result.unbuffered_active = False  # noqa: SLF001
+                cursor._result = None  # noqa: SLF001
             self._pool.give(connection, is_good=is_good)
 
         def batches() -> Iterator[pa.RecordBatch]:

@@ -60,15 +60,21 @@ class Pool(Generic[C]):
             if is_kept:
                 self._idle.append(connection)
         if not is_kept:
-            self._close(connection)
+            self._close_aside(connection)
         self._less()
+
+    def _close_aside(self, connection: C) -> None:
+        """Some drivers say goodbye, and wait for an answer that a silent server never gives."""
+        threading.Thread(
+            target=self._close, args=(connection,), name="engine-close", daemon=True
+        ).start()
 
     def drop_idle(self) -> None:
         """Close those that are not in use: the engine may be another one by now."""
         with self._changed:
             idle, self._idle = self._idle, []
         for connection in idle:
-            self._close(connection)
+            self._close_aside(connection)
 
     def _less(self) -> None:
         with self._changed:

@@ -31,6 +31,8 @@ class PortableQuery:
 
     query: Query
     scans: tuple[Scan, ...]
+    parameter_columns: tuple[str, ...] = ()
+    """As in `ParsedQuery`."""
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -63,7 +65,7 @@ def compile_portable(
         raise NotPortable("the statement is nested too deep for the fallback engine") from error
     used = {node.text for node in _nodes(query) if node.op == "column"}
     query = _pruned(query, used)
-    return PortableQuery(query, tuple(_scans(query)))
+    return PortableQuery(query, tuple(_scans(query)), parsed.parameter_columns)
 
 
 def _name_of(parsed: ParsedQuery, item: exp.Expr) -> str:

@@ -30,7 +30,7 @@ class PostgresWriter(Writer):
         return f'({found} COLLATE "C")' if kind == TEXT else found
 
     def scanned(self, column: ScannedColumn) -> str:
-        name = self.quote(column.source_name)
+        name = self.quote(column.name)
         if column.type.kind is Kind.TEXT:
             return f'({name} COLLATE "C")'
         if column.type.kind is Kind.DOUBLE:
@@ -85,7 +85,7 @@ class SparkWriter(Writer):
         return f"{name} VERSION AS OF {table.snapshot}"
 
     def scanned(self, column: ScannedColumn) -> str:
-        name = self.quote(column.source_name)
+        name = self.quote(column.name)
         if column.type.kind is Kind.DOUBLE:
             return f"CASE WHEN isnan({name}) THEN NULL ELSE {name} END"
         return name
@@ -152,7 +152,7 @@ class MariaDbWriter(Writer):
         return f"(CONVERT({text} USING utf8mb4) COLLATE {self.collation})"
 
     def scanned(self, column: ScannedColumn) -> str:
-        name = self.quote(column.source_name)
+        name = self.quote(column.name)
         if column.type.kind is Kind.TEXT:
             return self._plain_text(name)
         return f"({name} <> 0)" if column.type.kind is Kind.BOOL else name
@@ -244,7 +244,7 @@ class StarRocksWriter(MariaDbWriter):
         return f"CAST({text} AS {self.type_name(kind, size)})"
 
     def scanned(self, column: ScannedColumn) -> str:
-        return self.quote(column.source_name)
+        return self.quote(column.name)
 
     def timestamp(self, value: str) -> str:
         return f"CAST('{value}' AS DATETIME)"
@@ -292,7 +292,7 @@ class DremioWriter(Writer):
     can_pin = True
 
     def scanned(self, column: ScannedColumn) -> str:
-        name = self.quote(column.source_name)
+        name = self.quote(column.name)
         if column.type.kind is Kind.DOUBLE:
             return f"CASE WHEN IS_NAN({name}) THEN NULL ELSE {name} END"
         return name

@@ -90,14 +90,14 @@ def check_columns(
     accepts = _arrow if by_arrow else _ACCEPTS[dialect]
     types = dict(found)
     for column in scan.columns:
-        name = types.get(column.source_name)
+        name = types.get(column.name)
         if name is None:
             raise EngineDisagrees(
                 f"dataset {scan.dataset}: the engine's table {table} has no column "
-                f"{column.source_name!r}; it has {', '.join(sorted(types)[:20]) or 'none'}"
+                f"{column.name!r}; it has {', '.join(sorted(types)[:20]) or 'none'}"
             )
         if not accepts(column.type, name.lower()):
             raise EngineDisagrees(
-                f"dataset {scan.dataset}: column {column.source_name} is {column.type} here, and "
+                f"dataset {scan.dataset}: column {column.name} is {column.type} here, and "
                 f"{name} in the engine's table {table}: its answers would be others"
             )

@@ -128,7 +128,7 @@ class FromReader:
             kind = type_named(column.type)
             node = Node("unread", NULL, text=f"{column.name} of type {column.type}")
             if kind is not None:
-                scanned.append(ScannedColumn(f"c{index}", column.source_name or column.name, kind))
+                scanned.append(ScannedColumn(f"c{index}", column.name, kind))
                 text = f"{alias}.c{index}"
                 node = Node("column", kind, text=text, size=full_size(kind))
             columns.append((column.name, node))

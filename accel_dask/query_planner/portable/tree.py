@@ -67,7 +67,7 @@ class Output:
 @dataclass(frozen=True, slots=True)
 class ScannedColumn:
     alias: str
-    source_name: str
+    name: str
     """In the source, and so in the engine's table."""
     type: SqlType
 

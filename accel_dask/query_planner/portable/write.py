@@ -183,7 +183,7 @@ class Writer:
 
     def scanned(self, column: ScannedColumn) -> str:
         """A column as memory has it: no NaN, texts compared byte by byte."""
-        return self.quote(column.source_name)
+        return self.quote(column.name)
 
     # Expressions
 
