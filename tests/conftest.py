@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from olap_world import KINDS, EngineWorld, Worlds
+from olap_world import KINDS, EngineWorld, Worlds, started
 from whole_cluster import Lakehouse
-
-from accel_dask.connectors.olap.servers.processes import NotInstalled
 
 
 @pytest.fixture
@@ -29,10 +27,3 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worlds]:
 def engine_world(request: pytest.FixtureRequest, worlds: Worlds) -> EngineWorld:
     """Each of the real engines."""
     return started(worlds, request.param)
-
-
-def started(worlds: Worlds, kind: str) -> EngineWorld:
-    try:
-        return worlds.start(kind)
-    except NotInstalled as error:
-        pytest.skip(str(error))

@@ -10,8 +10,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from conftest import started
-from olap_world import Worlds, compile_sql
+from olap_world import Worlds, compile_sql, started
 
 from accel_dask.errors import NotPortable
 

@@ -13,8 +13,16 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
-from conftest import started
-from olap_world import KINDS, LIMITS, EngineWorld, Worlds, compile_sql, schema_of, start_world
+from olap_world import (
+    KINDS,
+    LIMITS,
+    EngineWorld,
+    Worlds,
+    compile_sql,
+    schema_of,
+    start_world,
+    started,
+)
 
 from accel_dask.connectors.olap.base import EngineStream
 from accel_dask.connectors.olap.registry import open_engine

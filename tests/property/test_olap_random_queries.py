@@ -8,8 +8,7 @@ from collections import Counter
 import duckdb
 import pytest
 from answers import difference, plain_answer, same_row
-from conftest import started
-from olap_world import KINDS, EngineWorld, Worlds, compile_sql
+from olap_world import KINDS, EngineWorld, Worlds, compile_sql, started
 from random_queries import QueryWriter, SeededChoices
 
 from accel_dask.errors import EngineFailed, NotPortable, QueryError

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pytest
 from answers import Answer, to_answer
 from random_queries import as_loaded, make_world
 
@@ -283,3 +284,11 @@ class Worlds:
         for world in self._started.values():
             if isinstance(world, EngineWorld):
                 world.close()
+
+
+def started(worlds: Worlds, kind: str) -> EngineWorld:
+    """The engine of `kind`; the test is skipped where this machine does not have it."""
+    try:
+        return worlds.start(kind)
+    except NotInstalled as error:
+        pytest.skip(str(error))

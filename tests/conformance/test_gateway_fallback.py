@@ -1,0 +1,391 @@
+"""Queries that memory does not answer, through a real gateway to real engines, with equal rows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+from answers import Answer, difference, to_answer
+from gateway_world import World, flights
+from olap_world import EngineWorld, Worlds, start_world, started
+
+from accel_dask.connectors.olap.servers.processes import NotInstalled, free_port
+from accel_dask.errors import AccelError
+from accel_dask.flight_errors import from_flight
+from accel_dask.model.dataset import Dataset, SourceSpec
+from accel_dask.model.epoch import Epoch, EpochState
+from accel_dask.model.fallback import FallbackPolicy, FallbackSpec
+from accel_dask.model.ids import DatasetId, EpochNumber, TenantId
+from accel_dask.model.snapshot import SnapshotId
+from accel_dask.model.tenant import Quota
+from accel_dask.store.records import delete_record, put_record, read_view
+from flightsql_gateway.receipts import Receipt
+
+SQL = (
+    "select carrier, count(*) as n, sum(delay) as total, min(id) as first from flights "
+    "group by carrier having count(*) > 1 order by carrier"
+)
+TENANT = TenantId("acme")
+
+
+@pytest.fixture(scope="module", params=("sail", "mariadb", "postgresql"))
+def engine(
+    request: pytest.FixtureRequest, worlds: Worlds, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EngineWorld]:
+    """An engine of its own with `flights`."""
+    started(worlds, request.param)
+    try:
+        found = start_world(
+            request.param, {"flights": flights()}, tmp_path_factory.mktemp("flights")
+        )
+    except NotInstalled as error:
+        pytest.skip(str(error))
+    yield found
+    found.close()
+
+
+def fallback_to(engine: EngineWorld, policy: FallbackPolicy, **options: str) -> FallbackSpec:
+    server = engine.server
+    found = {
+        "uri": server.uri,
+        "dialect": server.dialect,
+        "table": ".".join(engine.names["flights"]),
+    }
+    if engine.name != "sail":
+        found["user"] = {"mariadb": "root", "postgresql": "accel"}[engine.name]
+    else:
+        found["time_travel"] = "iceberg"
+    return FallbackSpec(
+        engine=server.kind, policy=policy, options=tuple(sorted({**found, **options}.items()))
+    )
+
+
+class FallbackWorld(World):
+    """A gateway whose dataset `flights` has an engine behind it."""
+
+    def declare_fallback(self, spec: FallbackSpec, name: str = "flights", **changes: Any) -> None:
+        put_record(
+            self.store,
+            replace(
+                Dataset(
+                    tenant=TENANT,
+                    name=name,
+                    source=SourceSpec(connector="iceberg"),
+                    fallback=spec,
+                ),
+                **changes,
+            ),
+        )
+        self.wait_applied()
+
+    def lose_serving(self) -> None:
+        """The epoch is planned, but serves nothing."""
+        delete_record(self.store, ("serving", TENANT, "flights"))
+        self.change_epoch(state=EpochState.LOADING)
+
+    def change_epoch(self, **changes: Any) -> None:
+        epoch = read_view(self.store).epoch(DatasetId(TENANT, "flights"), EpochNumber(1))
+        assert isinstance(epoch, Epoch)
+        put_record(self.store, replace(epoch, **changes))
+        self.wait_applied()
+
+    def ask(self, sql: str = SQL, **options: str) -> Answer:
+        with (
+            self.connect("acme", "secret-of-acme", **options) as connection,
+            connection.cursor() as cursor,
+        ):
+            cursor.execute(sql)
+            return to_answer(cursor.fetch_arrow_table())
+
+    def refusal(self, sql: str = SQL) -> AccelError:
+        try:
+            self.ask(sql)
+        except Exception as error:  # noqa: BLE001 - whatever the driver makes of it
+            return from_flight(error)
+        raise AssertionError("it was answered")
+
+    def receipt(self) -> Receipt:
+        deadline = time.monotonic() + 5
+        while True:
+            found = self.app._receipts.last(TENANT, 1)
+            if found:
+                return found[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    @property
+    def source_queries(self) -> int:
+        return self.app._fallback.source_queries
+
+
+@pytest.fixture
+def world() -> Iterator[FallbackWorld]:
+    world = FallbackWorld()
+    world.tenant("acme")
+    world.serve("acme", {"flights": (1, [flights()])})
+    world.start()
+    yield world
+    world.close()
+
+
+def with_snapshot(world: FallbackWorld, engine: EngineWorld) -> None:
+    """The epoch is of the snapshot that the engine's table has."""
+    snapshot = engine.snapshots.get("flights", "1001")
+    world.change_epoch(snapshot_id=SnapshotId(table_uuid="u", snapshot=snapshot, schema_id="0"))
+
+
+def no_epoch(world: FallbackWorld) -> None:
+    world.lose_serving()
+
+
+def small_scan(world: FallbackWorld) -> None:
+    world.tenant("acme", Quota(max_scan_rows=10))
+    world.wait_applied()
+
+
+def no_executor(world: FallbackWorld) -> None:
+    world.executors[0].shutdown()
+
+
+REASONS = (
+    (FallbackPolicy.ON_MISS, "miss", no_epoch),
+    (FallbackPolicy.ON_BREACH, "breach", small_scan),
+    (FallbackPolicy.ON_ERROR, "error", no_executor),
+    (FallbackPolicy.ALWAYS, "policy", lambda world: None),
+)
+
+
+@pytest.mark.parametrize(("policy", "reason", "happens"), REASONS, ids=[r[1] for r in REASONS])
+def test_an_engine_answers_as_memory_does_and_the_receipt_says_why(
+    policy: FallbackPolicy,
+    reason: str,
+    happens: Callable[[FallbackWorld], None],
+    world: FallbackWorld,
+    engine: EngineWorld,
+) -> None:
+    expected = world.ask()
+    assert world.receipt().route == "hot"
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, policy))
+    happens(world)
+    found = world.ask()
+    assert not difference(expected, found)
+    assert expected.rows == found.rows
+    receipt = world.receipt()
+    assert (receipt.outcome, receipt.route, receipt.fallback) == ("OK", "olap", reason)
+    assert engine.server.kind in receipt.engine
+    assert receipt.is_pinned == (engine.name == "sail")
+    assert receipt.rows == 3
+
+
+def test_a_lower_policy_does_not_ask_the_engine(world: FallbackWorld, engine: EngineWorld) -> None:
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
+    small_scan(world)
+    assert world.refusal().code == "SCAN_LIMIT"
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.NEVER))
+    no_epoch(world)
+    assert world.refusal().code == "NOT_RESIDENT"
+    assert world.source_queries == 0
+
+
+def test_row_filter_and_columns_of_the_epoch_hold_at_the_engine(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    epoch = read_view(world.store).epoch(DatasetId(TENANT, "flights"), EpochNumber(1))
+    assert epoch is not None
+    kept = tuple(column for column in epoch.columns if column.name in {"id", "carrier"})
+    world.change_epoch(columns=kept, row_filter="id >= 10 and carrier <> 'C1'")
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    expected = [(i, f"C{i % 3}") for i in range(10, 100) if i % 3 != 1]
+    assert list(world.ask("select * from flights order by id").rows) == expected
+    refused = world.refusal("select delay from flights")
+    assert "delay" in str(refused)
+
+
+def test_parameters_reach_the_engine(world: FallbackWorld, engine: EngineWorld) -> None:
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    sql = "select id from flights where id > ? and carrier = ? and delay < ? order by id"
+    with world.connect("acme", "secret-of-acme") as connection, connection.cursor() as cursor:
+        cursor.execute(sql, (90, "C1", 48.0))
+        assert cursor.fetch_arrow_table().column(0).to_pylist() == [91, 94]
+        cursor.execute(sql, (0, "C' or '1'='1", 48.0))
+        assert cursor.fetch_arrow_table().num_rows == 0
+
+
+def test_a_hundred_equal_misses_make_one_source_query(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    expected = world.ask()
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
+    world.lose_serving()
+    processes = [psutil.Process(engine.server.process.pid)]
+    processes += processes[0].children(recursive=True)
+    for process in processes:
+        process.suspend()  # so that none is answered before all have asked
+    service = world.app.service
+    try:
+        with ThreadPoolExecutor(100) as pool:
+            asked = [pool.submit(run_directly, world) for _ in range(100)]
+            deadline = time.monotonic() + 20
+            while readers(world) < 100:
+                assert time.monotonic() < deadline, readers(world)
+                time.sleep(0.02)
+            for process in processes:
+                process.resume()
+            answers = [one.result(30) for one in asked]
+    finally:
+        for process in processes:
+            process.resume()
+    assert all(answer.rows == expected.rows for answer in answers)
+    assert world.source_queries == 1
+    assert service is world.app.service
+
+
+def run_directly(world: FallbackWorld) -> Answer:
+    from flightsql_gateway.auth import Identity
+    from flightsql_gateway.query import Query
+
+    identity = Identity(user="acme", tenant=TENANT)
+    with world.app.service.run(Query(sql=SQL, identity=identity), lambda: False) as answer:
+        return to_answer(pa.Table.from_batches(list(answer.batches()), answer.schema))
+
+
+def readers(world: FallbackWorld) -> int:
+    return sum(one._readers for one in world.app._fallback._under_way.values())
+
+
+def test_a_construct_that_is_not_portable_is_refused_with_both_reasons(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_ERROR))
+    world.lose_serving()
+    refused = world.refusal("select upper(carrier) as c from flights")
+    assert refused.code == "NOT_RESIDENT"
+    assert "UPPER(carrier) is not sent to the fallback engine" in str(refused)
+    assert world.source_queries == 0
+
+
+def test_another_type_in_the_engines_table_is_no_answer(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    epoch = read_view(world.store).epoch(DatasetId(TENANT, "flights"), EpochNumber(1))
+    assert epoch is not None
+    columns = tuple(
+        replace(column, type="VARCHAR") if column.name == "delay" else column
+        for column in epoch.columns
+    )
+    world.change_epoch(columns=columns)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    refused = world.refusal("select min(delay) as d from flights")
+    assert refused.code == "ENGINE_DISAGREES"
+    assert "delay is VARCHAR here" in str(refused)
+
+
+def test_limits_of_fallbacks_are_the_tenants_own(world: FallbackWorld, engine: EngineWorld) -> None:
+    with_snapshot(world, engine)
+    world.tenant("acme", Quota(fallback_max_rows=50))
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    refused = world.refusal("select id from flights")
+    assert refused.code == "ROW_LIMIT"
+    assert "fallback_max_rows" in str(refused)
+    assert len(world.ask("select id from flights limit 50").rows) == 50
+
+
+def test_an_engine_that_is_down_is_left_alone_after_some_failures(world: FallbackWorld) -> None:
+    spec = FallbackSpec(
+        engine="flightsql",
+        policy=FallbackPolicy.ON_MISS,
+        options=(("uri", f"grpc://127.0.0.1:{free_port()}"),),
+    )
+    world.declare_fallback(spec)
+    world.lose_serving()
+    codes = set()
+    for _ in range(6):
+        refused = world.refusal()
+        codes.add(refused.code)
+    assert codes == {"ENGINE_UNAVAILABLE"}
+    assert "is left alone; retry after" in str(refused)
+    assert "memory had not answered" in str(refused)
+
+
+def test_an_engine_that_is_silent_costs_no_more_than_the_deadline(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    world.tenant("acme", Quota(fallback_deadline_ms=1500))
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    assert world.ask().rows
+    processes = [psutil.Process(engine.server.process.pid)]
+    processes += processes[0].children(recursive=True)
+    for process in processes:
+        process.suspend()
+    began = time.monotonic()
+    try:
+        assert world.refusal().code in {"DEADLINE_EXCEEDED", "ENGINE_UNAVAILABLE"}
+        assert time.monotonic() - began < 6.0
+    finally:
+        for process in processes:
+            process.resume()
+    deadline = time.monotonic() + 15
+    while world.app._fallback._places.running(TENANT):
+        assert time.monotonic() < deadline, "its place is never given back"
+        threading.Event().wait(0.05)
+    assert world.ask().rows
+
+
+def test_a_client_that_goes_away_ends_the_source_query(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    slow = "select count(*) as n from " + ", ".join(f"flights f{i}" for i in range(6))
+    slow += " where f0.id + f1.id + f2.id + f3.id + f4.id + f5.id = 7"
+    gone = threading.Event()
+
+    def ask() -> str:
+        from flightsql_gateway.auth import Identity
+        from flightsql_gateway.query import Query
+
+        identity = Identity(user="acme", tenant=TENANT)
+        try:
+            with world.app.service.run(Query(sql=slow, identity=identity), gone.is_set):
+                return "answered"
+        except AccelError as error:
+            return error.code
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        deadline = time.monotonic() + 10
+        while not world.app._fallback._places.running(TENANT):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        gone.set()
+        assert asked.result(10) == "QUERY_CANCELLED"
+    while world.app._fallback._places.running(TENANT):
+        assert time.monotonic() < deadline + 15, "the source query goes on"
+        time.sleep(0.02)
+
+
+def test_prepared_statements_of_a_dataset_that_is_not_in_memory_have_their_schema(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    expected = world.ask()
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
+    world.lose_serving()
+    with world.connect("acme", "secret-of-acme") as connection, connection.cursor() as cursor:
+        schema = cursor.adbc_execute_schema(SQL)
+    assert tuple(schema.names) == expected.names
+    assert tuple(str(field.type) for field in schema) == expected.types
+    assert world.source_queries == 0
