@@ -12,7 +12,7 @@ from gateway_world import World, flights, wait_until
 from pyarrow import flight
 
 from accel_dask.config import GatewaySettings
-from accel_dask.errors import NotResident, StoreUnavailable
+from accel_dask.errors import ExecutorUnavailable, NotResident, StoreUnavailable
 from accel_dask.flight_errors import from_flight
 from accel_dask.model.tenant import Quota
 from flightsql_gateway.app import GatewayApp
@@ -133,6 +133,28 @@ def test_a_killed_executor_is_waited_for(world: World) -> None:
     assert table.to_pydict() == {"n": [100]}
     assert 0.25 < time.monotonic() - started < 3
     restarted.join()
+    client.close()
+
+
+def test_a_query_that_ends_its_executors_is_not_given_to_all_of_them(world: World) -> None:
+    rows = flights(rows=100)
+    epoch = {"flights": (1, [rows.slice(0, 60), rows.slice(60)])}
+    for worker in ("w2", "w3", "w4", "w5"):
+        world.serve("acme", epoch, worker=worker)
+
+    def end(_: Any) -> None:
+        raise flight.FlightUnavailableError("Socket closed")
+
+    mine = [executor for executor in world.executors if executor.tenant == "acme"]
+    for executor in mine:
+        executor.before = end
+    client, options = world.client("acme", "secret-of-acme")
+    started = time.monotonic()
+    with pytest.raises(flight.FlightUnavailableError) as failed:
+        client.do_get(ticket("select count(*) n from flights"), options).read_all()
+    assert isinstance(from_flight(failed.value), ExecutorUnavailable)
+    assert time.monotonic() - started < 3
+    assert sum(len(executor.tickets) for executor in mine) == 3
     client.close()
 
 

@@ -13,9 +13,10 @@ from accel_dask.errors import AccelError, InvalidQuery, ReadOnly, TextLimit, Uns
 from accel_dask.literals import form_of
 from accel_dask.model.tenant import MIB
 
-MAX_TEXT: Final = MIB
+MAX_TEXT: Final = MIB // 2
 """Characters of physical SQL, which names every shard; the gateway's own limit is far lower. The
-parser holds the interpreter lock, half a second for this much: nothing else is done meanwhile."""
+parser holds the interpreter lock, a quarter of a second for this much: nothing else is done
+meanwhile, and it must be over before a ping goes unanswered."""
 
 # Functions and views that show the inside of the process, or read files. DuckDB itself refuses
 # files, except the shard files that are attached.
