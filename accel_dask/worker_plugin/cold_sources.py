@@ -27,7 +27,8 @@ class ColdSources:
     def __init__(self, store: StateStore) -> None:
         self._store = store
         self._lock = threading.Lock()
-        self._known: dict[tuple[DatasetId, EpochNumber], _Tasks] = {}
+        self._known: dict[tuple[DatasetId, EpochNumber], tuple[str, _Tasks]] = {}
+        """By epoch: the load plan's digest, and its tasks."""
 
     def shards(self, view: ClusterView, plan: ExecutorPlan) -> tuple[ColdShard, ...]:
         """All shards of `plan`.
@@ -52,14 +53,14 @@ class ColdSources:
 
     def _tasks(self, dataset: DatasetId, number: EpochNumber, epoch: Epoch | None) -> _Tasks:
         known = self._known.get((dataset, number))
-        if known is not None:
-            return known
+        if known is not None and (epoch is None or epoch.plan_digest == known[0]):
+            return known[1]
         if epoch is None:
             raise ExecutorUnavailable(f"epoch {number} of {dataset} has gone")
         load_plan = decode(get_blob(self._store, epoch.plan_digest), LoadPlan)
         tasks = {task.shard_id: _without_statistics(task) for task in load_plan.tasks}
         with self._lock:
-            self._known[dataset, number] = tasks
+            self._known[dataset, number] = (epoch.plan_digest, tasks)
         return tasks
 
     def _forget_unused(self, view: ClusterView) -> None:
@@ -69,7 +70,7 @@ class ColdSources:
             for a in plan.attachments
         }
         with self._lock:
-            self._known = {key: tasks for key, tasks in self._known.items() if key in used}
+            self._known = {key: known for key, known in self._known.items() if key in used}
 
 
 def _needed(view: ClusterView, epoch: Epoch | None) -> frozenset[ShardId]:

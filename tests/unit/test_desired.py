@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_dask.model.cluster import ClusterView, Record, Versioned
-from accel_dask.model.executor import Attachment, ExecutorPlan
+from accel_dask.model.executor import Attachment, ExecutorKind, ExecutorPlan
 from accel_dask.model.ids import EpochNumber, Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.member import Worker
 from accel_dask.model.placement import Placement
@@ -400,3 +400,20 @@ def test_a_host_that_obeys_comes_to_rest_with_what_is_wanted(
     planned = {(p.tenant, p.generation) for p in ours}
     running = {(e.tenant, e.generation) for e in host.executors}
     assert could_run <= running <= planned
+
+
+# -- cold executors
+
+
+def test_a_cold_executor_needs_no_shard_files_and_keeps_none() -> None:
+    cold = replace(plan(TENANTS[0], 1, SHARDS[:1]), kind=ExecutorKind.COLD)
+    running = replace(executor(TENANTS[0], 1, SHARDS[:1]), kind=ExecutorKind.COLD)
+    there = {SHARDS[0]: VERIFIED}
+    assert set(decide(view_of(cold), US, facts(there))) == {
+        StartExecutor(cold),
+        RemoveShard(SHARDS[0]),
+    }
+    found = decide(view_of(cold), US, facts(there, executors=[running]))
+    assert found == (RemoveShard(SHARDS[0]),)
+    found = decide(view_of(), US, facts(executors=[running]))
+    assert found == (DrainExecutor(TENANTS[0], 1),)

@@ -20,9 +20,13 @@ class LineBuffer:
     """Bytes in, whole messages out."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest: list[bytes] = []
 
     def feed(self, data: bytes) -> list[Message]:
         """The messages that `data` completes."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = b"".join((*self._rest, lines[0]))
+            self._rest = []
+        self._rest.append(rest)
         return [_DECODER.decode(line) for line in lines if line]
