@@ -75,5 +75,5 @@ def _held_together(view: ClusterView, dataset: Dataset) -> set[ShardId]:
     for placement in view.records(Placement):
         other = view.dataset(placement.dataset_id)
         if placement.tenant == dataset.tenant and other and other.spread is Spread.TOGETHER:
-            held.update(shard_id for shard_id, _ in placement.hosts)
+            held.update(shard_id for shard_id, workers in placement.hosts if workers)
     return held

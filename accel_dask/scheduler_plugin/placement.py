@@ -92,7 +92,8 @@ def _together_candidates(
     group: set[ShardId] = set()
     for placement in _group(view, dataset.tenant):
         for shard_id, workers in placement.hosts:
-            group.add(shard_id)
+            if workers:
+                group.add(shard_id)
             for worker in workers:
                 datasets.setdefault(worker, set()).add(placement.dataset_id)
                 members.setdefault(worker, set()).add(shard_id)

@@ -20,7 +20,13 @@ from accel_dask.errors import AccelError, LoadError, NotAcceleratable, QuotaExce
 from accel_dask.model import row_filter
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Delete, Put
-from accel_dask.model.dataset import Dataset, PublishRequest, dataset_path, publish_path
+from accel_dask.model.dataset import (
+    ColdPolicy,
+    Dataset,
+    PublishRequest,
+    dataset_path,
+    publish_path,
+)
 from accel_dask.model.epoch import (
     Epoch,
     EpochState,
@@ -172,6 +178,17 @@ def open_epoch(round_: Round, planned: PlannedPublish) -> Commit:
         Put(placement),
         Delete(planned.request.path),
     )
+
+
+def is_short_of_memory(view: ClusterView, planned: PlannedPublish) -> bool:
+    """Whether more of the snapshot would be cold than its dataset's owner wants."""
+    dataset = planned.dataset
+    if dataset.cold is ColdPolicy.REFUSE:
+        return False
+    try:
+        return residency(view, dataset, _summaries(planned.plan.tasks)).is_short
+    except QuotaExceeded:
+        return True
 
 
 def refuse(

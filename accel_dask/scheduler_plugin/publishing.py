@@ -32,6 +32,7 @@ from accel_dask.scheduler_plugin.publish import (
     PlannedPublish,
     can_take_up,
     is_current,
+    is_short_of_memory,
     load_plan,
     next_number,
     open_epoch,
@@ -169,6 +170,8 @@ class Publishing:
             return refuse(round_, request, error)
         outcome = replace(outcome, source_version=self._poller.seen_version(taken.dataset))
         try:
+            if self._may_wait(round_, outcome, job) and is_short_of_memory(round_.view, outcome):
+                return None
             return open_epoch(round_, outcome)
         except QuotaExceeded as error:
             if self._may_wait(round_, outcome, job):

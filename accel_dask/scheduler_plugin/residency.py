@@ -22,6 +22,8 @@ class Residency:
 
     hosts: Hosts
     cold_because: str = ""
+    is_short: bool = False
+    """Memory does not hold as much as it should."""
 
     @property
     def hot_count(self) -> int:
@@ -40,18 +42,20 @@ def residency(view: ClusterView, dataset: Dataset, shards: Sequence[ShardSummary
         return Residency(_hot(view, dataset, shards))
     wanted = len(shards)
     because = ""
+    is_short = False
     if dataset.hot_shards is not None and dataset.hot_shards < wanted:
         wanted = dataset.hot_shards
         because = f"hot_shards is {wanted}"
     try:
         found = _newest(view, dataset, shards, wanted)
     except QuotaExceeded as error:
+        is_short = True
         because = f"memory does not hold more: {error}"
         found = _most(view, dataset, shards, wanted)
     if not because:
         return Residency(found)
     _check_cold_host(view, dataset, because)
-    return Residency(found, because)
+    return Residency(found, because, is_short)
 
 
 def _most(

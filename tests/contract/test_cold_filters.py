@@ -38,7 +38,8 @@ FILE = """
     SELECT i::INTEGER AS id, (i % 90)::TINYINT AS small,
         CASE i % 50 WHEN 0 THEN 'NaN'::FLOAT WHEN 1 THEN NULL ELSE i / 10 END::FLOAT AS real,
         ((i * 7) % 500 / 4)::DECIMAL(9, 2) AS price,
-        TIMESTAMP '2024-01-01' + to_hours(i) AS moment, DATE '2024-01-01' + (i // 24)::INTEGER AS day,
+        TIMESTAMP '2024-01-01' + to_hours(i) AS moment,
+        DATE '2024-01-01' + (i // 24)::INTEGER AS day,
         CASE WHEN i % 11 > 0 THEN 'n' || repeat('ü', i % 40) || i END AS name
     FROM range({first}, {last}) t(i) ORDER BY i
 """

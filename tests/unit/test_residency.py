@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from simulated_world import SECOND, World, make_dataset
+from simulated_world import SECOND, World, make_dataset, shard_task
 
 from accel_dask.model.dataset import ColdPolicy, Dataset, Spread
 from accel_dask.model.executor import ExecutorKind, ExecutorPlan, ExecutorState
@@ -13,7 +13,9 @@ from accel_dask.model.ids import EpochNumber, ShardId, WorkerId
 from accel_dask.model.placement import Placement
 from accel_dask.model.routing import build_routing
 from accel_dask.model.tenant import MIB
+from accel_dask.scheduler_plugin.admission import memory_is_coming_back
 from accel_dask.scheduler_plugin.budget import Ledger
+from accel_dask.scheduler_plugin.publish import is_short_of_memory
 from accel_dask.scheduler_plugin.waiting import waiting_for
 
 COLD = make_dataset(cold=ColdPolicy.ALLOW)
@@ -193,6 +195,21 @@ def test_more_of_the_same_snapshot_comes_into_memory_when_it_is_published_with_m
     world.settle()
     assert world.serving_number(COLD) == 2
     assert cold_of(world, COLD, 2) == set()
+
+
+def test_a_snapshot_waits_for_memory_that_is_coming_back() -> None:
+    world = published(COLD, **FOR_TWO)
+    world.gateway_applies("g1", revision=world.view.revision)
+    world.publish(COLD, ["e", "f"], sequence=2)
+    world.settle(gateways=False)
+    assert cold_of(world, COLD, 2) == {"e", "f"}, "epoch 1 is served until then"
+    world.request(COLD)
+    planned = world.planned(COLD, [shard_task("g"), shard_task("h")], 3)
+    assert is_short_of_memory(world.view, planned)
+    assert memory_is_coming_back(world.view, COLD)
+    world.settle()
+    assert not is_short_of_memory(world.view, planned)
+    assert not memory_is_coming_back(world.view, COLD)
 
 
 def test_another_policy_makes_another_epoch_of_the_same_snapshot() -> None:
