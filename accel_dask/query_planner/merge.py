@@ -74,6 +74,8 @@ class Merge:
     block: Block
     why: str = ""
     """Why its parts are not partial results, if they could be thought to be."""
+    is_distinct: bool = False
+    """Whether it makes no difference how often a row of a part is there."""
     width: int = 0
     """Bytes that a row of the spread table's columns has at least, for a block of rows."""
     columns: list[PartColumn] = field(default_factory=list)
@@ -121,7 +123,8 @@ def part_sql(
         clauses = [f"SELECT * FROM ({body}) AS accel_t({names})"]  # noqa: S608 - the user's text
     else:
         selected = ", ".join(column.text(spliced) for column in merge.columns)
-        clauses = [f"SELECT {selected}", spliced.cut(*_from_span(select, spliced))]
+        select_ = "SELECT DISTINCT" if merge.is_distinct else "SELECT"
+        clauses = [f"{select_} {selected}", spliced.cut(*_from_span(select, spliced))]
         if (where := select.args.get("where")) is not None:
             clauses.append(spliced.cut(*_span(where, spliced)))
     if block.kind is BlockKind.GROUPS and block.keys:

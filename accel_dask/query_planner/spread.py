@@ -176,6 +176,8 @@ class _Splitter:
                 reasons.append(reason)
             else:
                 merge.why = str(reasons[1]) if len(reasons) > 1 else ""
+                is_of_rows = merge.block.kind is BlockKind.ROWS and not merge.order
+                merge.is_distinct = is_of_rows and is_for_existence(merge.block.spread)
                 return merge
         raise reasons[1]
 

@@ -396,6 +396,23 @@ def test_more_bytes_than_an_input_may_have_are_an_error(world: World) -> None:
     assert len(world.rows(world.peer(batch(1, 2)).source(), max_bytes=16)) == 2
 
 
+@pytest.mark.parametrize("limits", [{"max_rows": 5}, {"max_bytes": 8 * 5}])
+def test_the_limits_hold_for_all_inputs_of_a_query_together(
+    world: World, limits: dict[str, int]
+) -> None:
+    def ticket(rows: int) -> Ticket:
+        inputs = [
+            make_input(world.peer(batch(*range(rows))).source(), name=f"input_{n}", **limits)
+            for n in range(2)
+        ]
+        sql = 'SELECT a.x FROM "input_0" a JOIN "input_1" b USING (x)'
+        return make_ticket(sql, inputs=tuple(inputs))
+
+    assert world.table(ticket(2)).num_rows == 2
+    with pytest.raises((RowLimit, MemoryLimit)):
+        world.table(ticket(3))
+
+
 def test_the_inputs_of_all_queries_share_one_bound(world: World) -> None:
     world.engine.peers.memory._max_bytes = 20_000
     held = world.engine.run(

@@ -82,6 +82,8 @@ select s.note from sales s, returns r, stores t where s.id = r.sale and r.store 
 select s.note from sales s, returns r, stores t where s.id = r.sale and r.store = t.store|returns|SELECT "sale", "store"|IN (
 select s.note from sales s join returns r on s.id = r.sale left join stores t on t.store = s.store and t.city = 'x'|sales|SELECT|IN (
 select s.id from sales s where exists (select * from returns r where r.sale = s.id and r.reason = 'late')|returns|SELECT DISTINCT "sale"|"day"
+select s.id from sales s where s.id in (select sale from returns where day > date '2024-01-01')|returns|SELECT DISTINCT sale AS|"reason"
+select s.id from sales s where s.id in (select sale from returns order by day, sale limit 3)|returns|LIMIT 3|DISTINCT
 select s.id from sales s where (select max(sale) from returns r where r.store = s.store) in (1, 2)|returns|SELECT|DISTINCT
 select t.city, (select avg(s.price) from sales s where s.store = t.store) from stores t where t.country = 'CH'|sales|"s"."store" IN (SELECT "t"."store" FROM|note
 select s.id, r.sale from sales s full join returns r on s.id = r.sale and s.price > 3|sales|SELECT "id", "price"|WHERE
