@@ -14,8 +14,8 @@ AccelError
 │                           ReadOnly
 │  └─ LimitExceeded         RowLimit · ByteLimit · ScanLimit · CpuLimit · MemoryLimit ·
 │                           DeadlineExceeded · TextLimit
-├─ RoutingError             NotResident · StaleEpoch · ExecutorUnavailable ·
-│                           ColdReadFailed
+├─ RoutingError             NotResident · StaleEpoch · EpochRetired ·
+│                           ExecutorUnavailable · ColdReadFailed
 ├─ FallbackError            NotPortable · EngineUnavailable · EngineFailed ·
 │                           EngineDisagrees
 ├─ QueryCancelled
@@ -230,6 +230,10 @@ class StaleEpoch(RoutingError):
     """The ticket names an epoch that this executor does not serve (any more)."""
 
     retryable = True
+
+
+class EpochRetired(RoutingError):
+    """The query is pinned to an epoch that its dataset does not serve (any more)."""
 
 
 class ExecutorUnavailable(RoutingError):

@@ -18,6 +18,7 @@ from accel_dask.query_planner.plan import FragmentKind, QueryLimits, QueryPlan, 
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.receipts import DatasetReceipt, FallbackNote, PartReceipt, Receipt, shortened
 from flightsql_gateway.request_limits import AskedLimits
+from flightsql_gateway.request_pins import Pins
 
 Observer = Callable[[Identity, Receipt], None]
 
@@ -33,6 +34,10 @@ class Query:
     parameter_count: int = 0
     limits: AskedLimits = ()
     """The client's own."""
+    pins: Pins = ()
+    """Epochs that it must read."""
+    name: str = ""
+    """What its user can cancel it by."""
     describe_only: bool = False
 
 

@@ -32,6 +32,7 @@ from flightsql_gateway.explain import SCHEMA, ExplainStream, explained
 from flightsql_gateway.fallback.governor import Fallback, both
 from flightsql_gateway.query import Observer, Query, QueryRecord
 from flightsql_gateway.request_limits import AskedLimits, lowered, whose
+from flightsql_gateway.request_pins import NamedCalls, check_pins
 from flightsql_gateway.routing_cache import RoutingCache
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class QueryService:
         self._plans = PlanCache()
         self._admission = Admission()
         self._parsing_large = threading.Lock()
+        self._named = NamedCalls()
         self._schemas: OrderedDict[tuple[TenantId, str], pa.Schema] = OrderedDict()
 
     def run(self, query: Query, is_cancelled: Callable[[], bool]) -> Answer:
@@ -74,7 +76,8 @@ class QueryService:
         record = QueryRecord(query, self._observers)
         try:
             quota = self._quota(self._routing.current(), query.identity)
-            call = self._open_call(query, quota, is_cancelled)
+            watched = self._named.watched(query.identity, query.name, is_cancelled)
+            call = self._open_call(query, quota, watched)
         except AccelError as error:
             record.finish(error)
             raise
@@ -204,6 +207,10 @@ class QueryService:
         query = Query(sql=sql, identity=identity)
         return explain(self._plan(query, self._routing.current()))
 
+    def cancel(self, identity: Identity, name: str) -> bool:
+        """End the call that the user gave this name; False: there is none (any more)."""
+        return self._named.cancel(identity, name)
+
     def load(self, tenant: str) -> tuple[int, int]:
         """Queries of `tenant` that run and that wait for a place."""
         return self._admission.load(TenantId(tenant))
@@ -245,6 +252,7 @@ class QueryService:
         if record is not None:
             record.plan_ms += (time.monotonic() - started) * 1000
             record.plan = plan
+        check_pins(plan, query.pins)
         if not query.describe_only and record and plan.parameters != query.parameter_count:
             raise InvalidQuery(
                 f"the query has {plan.parameters} parameters; {query.parameter_count} were given"

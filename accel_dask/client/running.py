@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -10,10 +11,13 @@ from typing import Any
 import pyarrow as pa
 
 from accel_dask.client.transport import Answering
+from accel_dask.errors import AccelError
+
+log = logging.getLogger(__name__)
 
 
 def run_watched(
-    start: Callable[[], Answering], *, progress_ms: int
+    start: Callable[[], Answering], cancel: Callable[[], None], *, progress_ms: int
 ) -> tuple[pa.Table, dict[str, Any]]:
     """The whole answer, and its receipt. Ctrl-C ends the query at the server, too.
 
@@ -28,9 +32,18 @@ def run_watched(
         if not run.done.wait(progress_ms / 1000):
             _wait_with_progress(run)
     except BaseException:
-        run.cancel()
+        _end(run, cancel)
         raise
     return run.result()
+
+
+def _end(run: _Run, cancel: Callable[[], None]) -> None:
+    """End the query: its stream, or, while it waits for its first batch, by its name."""
+    run.cancel()
+    try:
+        cancel()
+    except AccelError as error:
+        log.info("the query could not be cancelled at the server: %s", error)
 
 
 class _Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from accel_dask.client.nodes import Field, Scan, Text
 from accel_dask.client.options import Fallback, Options
 from accel_dask.client.provenance import Provenance, from_receipt
 from accel_dask.client.running import run_watched
-from accel_dask.client.transport import FlightTransport, Transport
+from accel_dask.client.transport import Answering, FlightTransport, Transport
 from accel_dask.client.view import Item, View, unknown_column
 from accel_dask.errors import (
     ConfigError,
@@ -142,10 +143,10 @@ class Session:
         if known is not None:
             return known
         started = time.perf_counter()
+        name = uuid.uuid4().hex
         table, receipt = run_watched(
-            lambda: self._transport.query(
-                compiled.sql, timeout_ms=self.options.timeout_ms, headers=self._query_headers()
-            ),
+            lambda: self._query(compiled, name),
+            lambda: self._transport.cancel(name),
             progress_ms=self.options.progress_ms,
         )
         milliseconds = (time.perf_counter() - started) * 1000
@@ -163,9 +164,7 @@ class Session:
         Raises:
             ResultTooLarge: the next batch would make more than `cap` rows.
         """
-        answer = self._transport.query(
-            compiled.sql, timeout_ms=self.options.timeout_ms, headers=self._query_headers()
-        )
+        answer = self._query(compiled, uuid.uuid4().hex)
         rows, started = 0, time.perf_counter()
         try:
             for batch in answer.batches():
@@ -177,6 +176,14 @@ class Session:
             raise
         milliseconds = (time.perf_counter() - started) * 1000
         self._note(from_receipt(answer.receipt(), compiled.sql, rows=rows, ms=milliseconds))
+
+    def _query(self, compiled: Compiled, name: str) -> Answering:
+        return self._transport.query(
+            compiled.sql,
+            timeout_ms=self.options.timeout_ms,
+            headers=self._query_headers(),
+            name=name,
+        )
 
     def explain(self, compiled: Compiled, cap: int) -> str:
         """The SQL, what it reads, its bound and the gateway's plan for it."""

@@ -19,6 +19,7 @@ from accel_dask.flight_trailers import TrailerReader
 _TYPE_PREFIX: Final = "type.googleapis.com/arrow.flight.protocol.sql."
 _RECEIPT: Final = "x-accel-receipt"
 _TIMEOUT: Final = "x-accel-deadline-ms"
+_REQUEST: Final = "x-accel-request"
 _CONNECT_SECONDS: Final = 30.0
 
 
@@ -40,7 +41,15 @@ class Answering(Protocol):
 class Transport(Protocol):
     """What a session needs of a gateway."""
 
-    def query(self, sql: str, *, timeout_ms: int, headers: Mapping[str, str]) -> Answering: ...
+    def query(
+        self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str
+    ) -> Answering:
+        """`name`: for `cancel`."""
+        ...
+
+    def cancel(self, name: str) -> None:
+        """End a query at the server, also while `query` waits for its first batch."""
+        ...
 
     def describe(self, sql: str) -> pa.Schema: ...
 
@@ -81,14 +90,16 @@ class FlightTransport:
             self._client.close()
             raise
 
-    def query(self, sql: str, *, timeout_ms: int, headers: Mapping[str, str]) -> Answering:
+    def query(
+        self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str
+    ) -> Answering:
         """Run `sql`; its first batch is computed when this returns.
 
         Raises:
             AccelError: as the gateway answered.
         """
         ticket = flight.Ticket(_command("CommandStatementQuery", sql))
-        limits = {_TIMEOUT: str(timeout_ms), **headers}
+        limits = {_TIMEOUT: str(timeout_ms), _REQUEST: name, **headers}
         # A little more than the gateway's: its own message says more.
         seconds = timeout_ms / 1000 + 5
         found: Answering = self._retried(
@@ -97,6 +108,10 @@ class FlightTransport:
             )
         )
         return found
+
+    def cancel(self, name: str) -> None:
+        """End the query of that name at the server."""
+        self.action("accel.cancel", {"request": name})
 
     def describe(self, sql: str) -> pa.Schema:
         """The schema of the answer to `sql`."""

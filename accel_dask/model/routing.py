@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import ColdPolicy, Dataset, Rollup
-from accel_dask.model.epoch import ShardSummary
+from accel_dask.model.epoch import Epoch, ShardSummary
 from accel_dask.model.executor import (
     Attachment,
     Executor,
@@ -56,6 +56,8 @@ class DatasetRoute:
     shards: tuple[ShardSummary, ...]
     executors: tuple[ExecutorRoute, ...]
     """Executors that have at least one shard of the epoch attached."""
+    sort_by: tuple[str, ...] = ()
+    """As the dataset declares it."""
     rollups: tuple[Rollup, ...] = ()
     rollup_rows: tuple[tuple[int, ...], ...] = ()
     """As in `Epoch`."""
@@ -134,6 +136,7 @@ def build_routing(view: ClusterView) -> RoutingTable:
     """The routing table of `view`. On one host only the newest generation of a kind that has
     an epoch is routed to; older ones answer what is under way and end."""
     routes = _executor_routes(view)
+    declared = {dataset.dataset_id: dataset for dataset in view.records(Dataset)}
     datasets = {}
     for serving in view.records(Serving):
         epoch = view.epoch(serving.dataset_id, serving.epoch)
@@ -147,6 +150,7 @@ def build_routing(view: ClusterView) -> RoutingTable:
             columns=epoch.columns,
             shards=epoch.shards,
             executors=_newest_with(routes, serving.dataset_id, epoch.number),
+            sort_by=_sort_by(declared.get(serving.dataset_id), epoch),
             rollups=epoch.rollups,
             rollup_rows=epoch.rollup_rows,
             cold=epoch.cold,
@@ -160,7 +164,7 @@ def build_routing(view: ClusterView) -> RoutingTable:
         {tenant.tenant: tenant.quota for tenant in view.records(Tenant)},
         {user.name: user for user in view.records(User)},
         bytes.fromhex(meta.ticket_key) if meta else b"",
-        (dataset.dataset_id for dataset in view.records(Dataset)),
+        declared,
         _fallbacks(view),
     )
 
@@ -189,6 +193,13 @@ def _fallbacks(view: ClusterView) -> dict[DatasetId, FallbackRoute]:
             row_filter=epoch.row_filter,
         )
     return found
+
+
+def _sort_by(dataset: Dataset | None, epoch: Epoch) -> tuple[str, ...]:
+    """The dataset's declared order, if the epoch has its columns."""
+    names = {column.name for column in epoch.columns}
+    wanted = dataset.sort_by if dataset is not None else ()
+    return wanted if set(wanted) <= names else ()
 
 
 def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:

@@ -15,6 +15,9 @@ from flightsql_gateway.flight_sql.request import Request
 TABLE_TYPE = "table"
 """In lower case: SQLAlchemy's dialect over ADBC asks for it so."""
 
+SORT_BY = "accel:sort_by"
+"""Metadata of a table's schema: the columns of its declared order, apart by U+001F."""
+
 _SCHEMA = pa.schema(
     [
         pa.field("catalog_name", pa.string()),
@@ -59,6 +62,9 @@ def _is_wanted(command: Any, route: DatasetRoute) -> bool:
 def _serialized(route: DatasetRoute) -> bytes:
     dataset = route.dataset_id
     data: bytes = (
-        schema_of(route.columns, CATALOG, dataset.tenant, dataset.name).serialize().to_pybytes()
+        schema_of(route.columns, CATALOG, dataset.tenant, dataset.name)
+        .with_metadata({SORT_BY: "\x1f".join(route.sort_by)} if route.sort_by else None)
+        .serialize()
+        .to_pybytes()
     )
     return data

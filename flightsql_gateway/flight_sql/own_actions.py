@@ -32,6 +32,24 @@ def history(body: bytes, request: Request) -> bytes:
     return encode(request.receipts.history.shapes(request.identity.tenant))
 
 
+def datasets(body: bytes, request: Request) -> bytes:
+    """The datasets of the caller's tenant and the epochs they serve; the body is not read."""
+    del body
+    found = [
+        {"dataset": route.dataset_id.name, "epoch": route.epoch}
+        for route in request.table.datasets_of(request.identity.tenant)
+    ]
+    return json.dumps(found).encode()
+
+
+def cancel(body: bytes, request: Request) -> bytes:
+    """End the caller's own call whose header x-accel-request says `{"request": "..."}`."""
+    name = _read(body).get("request")
+    if not isinstance(name, str):
+        raise InvalidQuery("'request' must be a text")
+    return json.dumps(request.service.cancel(request.identity, name)).encode()
+
+
 def explain(body: bytes, request: Request) -> bytes:
     """The plan of `{"sql": "..."}` as text."""
     sql = _read(body).get("sql")

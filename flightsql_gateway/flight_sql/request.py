@@ -10,6 +10,7 @@ from flightsql_gateway.auth import Identity
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
 from flightsql_gateway.request_limits import AskedLimits
+from flightsql_gateway.request_pins import Pins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,3 +27,7 @@ class Request:
     is_cancelled: Callable[[], bool]
     limits: AskedLimits = ()
     """The client's own."""
+    pins: Pins = ()
+    """Epochs that a query must read."""
+    name: str = ""
+    """What the caller can cancel it by; empty: nothing."""

@@ -41,6 +41,7 @@ from flightsql_gateway.flight_sql.request import Request
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
 from flightsql_gateway.request_limits import read_limits
+from flightsql_gateway.request_pins import read_pins, read_request_name
 from flightsql_gateway.routing_cache import RoutingCache
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,8 @@ _ACTIONS: Final[dict[str, _Action]] = {
         own_actions.receipts,
     ),
     "accel.history": _Action("queries by shape, with their totals", own_actions.history),
+    "accel.datasets": _Action("datasets and the epochs they serve", own_actions.datasets),
+    "accel.cancel": _Action('end the call {"request": "..."}', own_actions.cancel),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
 _RECEIPT_TRAILER: Final = "x-accel-receipt"
@@ -278,6 +281,8 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             handle_key=purpose_key(self._routing.ticket_key(), "handle"),
             is_cancelled=context.is_cancelled,
             limits=read_limits(session.headers),
+            pins=read_pins(session.headers),
+            name=read_request_name(session.headers),
         )
 
 

@@ -51,5 +51,7 @@ def run_handle(handle: StatementHandle, request: Request) -> Answer:
         parameters=handle.parameters,
         parameter_count=handle.parameter_count,
         limits=request.limits,
+        pins=request.pins,
+        name=request.name,
     )
     return request.service.run(query, request.is_cancelled)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from gateway_world import World, flights
+from gateway_world import World, flights, wait_until
 
 from accel_dask.client import Session, connect
 from accel_dask.client.transport import _command, _wrapped
-from accel_dask.errors import ExecutorUnavailable, InvalidQuery, Unauthenticated
+from accel_dask.errors import EpochRetired, ExecutorUnavailable, InvalidQuery, Unauthenticated
+from accel_dask.model.dataset import Dataset, SourceSpec
+from accel_dask.model.ids import TenantId
+from accel_dask.store.records import put_record
 from flightsql_gateway.flight_sql import messages
 
 
@@ -74,3 +80,66 @@ def test_explain_shows_the_sql_and_the_plan(session: Session) -> None:
 def test_batches_come_while_they_arrive(session: Session) -> None:
     df = session.table("flights")
     assert sum(len(batch) for batch in df.to_pandas_batches()) == 100
+
+
+def test_a_snapshot_pins_epochs_and_keeps_answers(world: World, session: Session) -> None:
+    df = session.table("flights")
+    with session.snapshot() as epochs:
+        assert epochs == {"flights": 1}
+        first = df.version.max()
+        assert df.version.max() == first == 1
+        assert session.last_query is not None
+        assert session.last_query.is_cached
+
+
+def test_a_pinned_epoch_that_is_gone_is_an_error_and_never_another_answer() -> None:
+    made = World()
+    try:
+        made.start()
+        made.tenant("acme")
+        made.serve("acme", {"flights": (1, [flights(1, 10)])})
+        with connect(made.url, user="acme", token="secret-of-acme") as session:
+            df = session.table("flights")
+            with session.snapshot():
+                assert df.version.max() == 1
+                made.serve("acme", {"flights": (2, [flights(2, 10)])}, generation=2)
+                with pytest.raises(EpochRetired, match=r"epoch 2 by now.*pinned to 1"):
+                    df.version.min()
+            assert df.version.min() == 2
+    finally:
+        made.close()
+
+
+def test_an_interrupted_query_ends_at_the_server(world: World, session: Session) -> None:
+    started, cancelled = threading.Event(), threading.Event()
+    executor = world.executors[0]
+
+    def hang(order: Any) -> None:
+        started.set()
+        wait_until(lambda: order.query_id in executor.cancelled, 20)
+        cancelled.set()
+
+    df = session.table("flights")
+    executor.before = hang
+    try:
+        interrupter = threading.Thread(
+            target=lambda: started.wait(20) and _thread.interrupt_main(), daemon=True
+        )
+        interrupter.start()
+        with pytest.raises(KeyboardInterrupt):
+            df[df.id == 4711].compute()
+        assert cancelled.wait(20)
+        interrupter.join(20)
+    finally:
+        executor.before = lambda order: None
+
+
+def test_a_declared_order_is_known(world: World, session: Session) -> None:
+    made = Dataset(
+        tenant=TenantId("acme"), name="flights", source=SourceSpec(connector="parquet"),
+        sort_by=("id",),
+    )  # fmt: skip
+    put_record(world.store, made)
+    world.wait_applied()
+    session.refresh()
+    assert session.table("flights").head(2).compute()["id"].tolist() == [0, 1]

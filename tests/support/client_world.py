@@ -54,7 +54,12 @@ class LocalTransport:
         found = self.database.sql(f'FROM "{name}" LIMIT 0').to_arrow_table().schema
         self.schemas[name] = found.with_metadata({"accel:sort_by": "\x1f".join(sort_by)})
 
-    def query(self, sql: str, *, timeout_ms: int, headers: Mapping[str, str]) -> LocalAnswer:
+    def cancel(self, name: str) -> None:
+        pass
+
+    def query(
+        self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str
+    ) -> LocalAnswer:
         parse(QueryDraft(sql=sql), CONTEXT)
         self.sent.append(sql)
         try:

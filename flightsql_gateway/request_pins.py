@@ -1,0 +1,108 @@
+"""What a client says of one call beside its limits: the epochs it must read, and a name to cancel
+it by. Used by the front ends and the query service."""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from accel_dask.errors import EpochRetired, InvalidQuery
+from accel_dask.query_planner.plan import QueryPlan
+from flightsql_gateway.auth import Identity
+
+EPOCHS: Final = "x-accel-epochs"
+REQUEST: Final = "x-accel-request"
+_PIN: Final = re.compile(r"([^@,]{1,200})@(\d{1,18})")
+_NAME: Final = re.compile(r"[0-9A-Za-z-]{8,64}")
+
+Pins = tuple[tuple[str, int], ...]
+"""Dataset and epoch."""
+
+
+def read_pins(headers: Mapping[str, Iterable[str]]) -> Pins:
+    """The epochs that a call is pinned to: `flights@12,airlines@3`.
+
+    Raises:
+        InvalidQuery: the header does not say so.
+    """
+    pins = []
+    for pin in filter(None, _header(headers, EPOCHS).split(",")):
+        found = _PIN.fullmatch(pin.strip())
+        if found is None:
+            raise InvalidQuery(f"{EPOCHS}: {pin[:60]!r} is no dataset@epoch")
+        pins.append((found[1], int(found[2])))
+    return tuple(pins)
+
+
+def read_request_name(headers: Mapping[str, Iterable[str]]) -> str:
+    """The name that the caller can cancel the call by; empty: none.
+
+    Raises:
+        InvalidQuery: it is too short to be the caller's own, or no name.
+    """
+    name = _header(headers, REQUEST)
+    if name and not _NAME.fullmatch(name):
+        raise InvalidQuery(f"{REQUEST} must be 8 to 64 letters, digits or dashes")
+    return name
+
+
+def _header(headers: Mapping[str, Iterable[str]], name: str) -> str:
+    return ",".join(",".join(values) for key, values in headers.items() if key.lower() == name)
+
+
+def check_pins(plan: QueryPlan, pins: Pins) -> None:
+    """Raise unless every dataset of `plan` that is pinned is read at its pinned epoch.
+
+    Raises:
+        EpochRetired: one serves another epoch by now.
+    """
+    wanted = dict(pins)
+    for used in plan.datasets:
+        name = used.dataset_id.name
+        pinned = wanted.get(name)
+        if pinned is not None and pinned != used.epoch:
+            raise EpochRetired(
+                f"{used.dataset_id.tenant}: the dataset {name} serves epoch {used.epoch} by now; "
+                f"the query is pinned to {pinned}. Take a new snapshot and ask again"
+            )
+
+
+class _Flag:
+    """Whether a call was cancelled by its name."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+
+class NamedCalls:
+    """Calls that can be cancelled by their names, each by the user who made it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flags: weakref.WeakValueDictionary[tuple[Identity, str], _Flag] = (
+            weakref.WeakValueDictionary()
+        )
+
+    def watched(
+        self, identity: Identity, name: str, is_cancelled: Callable[[], bool]
+    ) -> Callable[[], bool]:
+        """`is_cancelled`, also true once `cancel` was called with that name. The name is known
+        for as long as the result is kept."""
+        if not name:
+            return is_cancelled
+        flag = _Flag()
+        with self._lock:
+            self._flags[identity, name] = flag
+        return lambda: flag.is_set or is_cancelled()
+
+    def cancel(self, identity: Identity, name: str) -> bool:
+        """Cancel the call; False: there is none (any more)."""
+        with self._lock:
+            flag = self._flags.get((identity, name))
+        if flag is None:
+            return False
+        flag.is_set = True
+        return True
