@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from sqlglot import exp
 
@@ -21,6 +22,7 @@ from accel_dask.query_planner.physical import SplicedText
 from accel_dask.query_planner.plan import Edit, ParsedQuery, PlanContext, QueryDraft, Scan
 from accel_dask.query_planner.rollup_match import NoMatch, RollupMatch
 
+_table = lru_cache(maxsize=1000)(rollup_table)
 logger = logging.getLogger(__name__)
 
 _MOST_VALUE_BYTES = 16
@@ -125,7 +127,7 @@ def _smallest(match: RollupMatch, scan: Scan) -> tuple[_Chosen | None, str]:
     found: list[_Chosen] = []
     why_not: list[str] = []
     for number, declared in enumerate(scan.route.rollups):
-        table = rollup_table(scan.route.dataset_id, declared, scan.route.columns)
+        table = _table(scan.route.dataset_id, declared, scan.route.columns)
         route = _rollup_route(scan, table, number)
         rows = sum(route.shards[index].rows or 0 for index in scan.shards) if route else 0
         try:
