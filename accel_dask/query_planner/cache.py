@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from accel_dask.model.ids import TenantId
@@ -16,7 +17,7 @@ from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.query_planner.bound import limits_of
 from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.pipeline import plan_parsed
-from accel_dask.query_planner.plan import PlanContext, QueryDraft, QueryPlan
+from accel_dask.query_planner.plan import ParsedQuery, PlanContext, QueryDraft, QueryPlan
 from accel_dask.query_planner.resolve import resolve
 from accel_dask.query_planner.templates import Templates
 
@@ -54,8 +55,8 @@ class PlanCache:
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
         if entry is None or entry.plan is None or not self._holds(entry, context):
-            with self._draft(key, context) as draft:
-                plan = plan_parsed(draft, context)
+            with self._draft(key, context) as draft, self._reparsing(context) as able:
+                plan = plan_parsed(draft, able)
             entry = self._entries(sql).get(key)
         else:
             plan = entry.plan
@@ -95,6 +96,24 @@ class PlanCache:
         assert draft.parsed is not None
         if not self._templates.learn(sql, context.tenant, draft.parsed):
             self._keep(key, _Entry(draft, None, None))
+
+    @contextmanager
+    def _reparsing(self, context: PlanContext) -> Iterator[PlanContext]:
+        """`context` with templates for statements that a pass rewrites."""
+        learned: list[tuple[str, ParsedQuery]] = []
+        with ExitStack() as held:
+
+            def parse_again(sql: str) -> ParsedQuery:
+                parsed = held.enter_context(self._templates.filled(sql, context.tenant))
+                if parsed is None:
+                    parsed = parse(QueryDraft(sql=sql), context).parsed
+                    assert parsed is not None
+                    learned.append((sql, parsed))
+                return parsed
+
+            yield replace(context, parse_again=parse_again)
+        for sql, parsed in learned:
+            self._templates.learn(sql, context.tenant, parsed)
 
     def _entries(self, sql: str) -> _Entries:
         return self._small if len(sql) <= _LARGE_TEXT else self._large

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -31,6 +32,8 @@ class PlanContext:
     """Varies the order of a plan's candidates; the same seed gives the same order."""
     avoid: frozenset[str] = frozenset()
     """Addresses of executors that did not answer just now."""
+    parse_again: Callable[[str], ParsedQuery] | None = None
+    """Parses a rewritten statement, for as long as the plan is made; None: the gate itself."""
 
 
 class FragmentKind(StrEnum):

@@ -69,15 +69,22 @@ def use_rollups(draft: QueryDraft, context: PlanContext) -> QueryDraft:
         edits = [*(edit for one in chosen for edit in one.edits), *names]
         rewritten = SplicedText(draft.parsed, [*marks, *edits]).all()
         try:
-            parsed = parse(QueryDraft(sql=rewritten), context).parsed
+            parsed = _parsed(rewritten, context)
         except QueryError as error:
             return replace(draft, rollups=(f"none: rewritten, the query is refused: {error}",))
-        assert parsed is not None
         draft = _rewritten(draft, parsed, chosen)
         told = [_told(one) for one in chosen]
         notes = [*told, *notes]
         draft = replace(draft, reasons=(*draft.reasons, *(f"rollup {one}" for one in told)))
     return replace(draft, rollups=tuple(dict.fromkeys(notes)))
+
+
+def _parsed(sql: str, context: PlanContext) -> ParsedQuery:
+    if context.parse_again is not None:
+        return context.parse_again(sql)
+    parsed = parse(QueryDraft(sql=sql), context).parsed
+    assert parsed is not None
+    return parsed
 
 
 def is_resident(scan: Scan, context: PlanContext) -> bool:

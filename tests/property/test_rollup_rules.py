@@ -247,3 +247,30 @@ def test_a_cached_plan_goes_with_its_rollup(worlds: tuple[SpreadWorld, ...]) -> 
 
 def _same(world: SpreadWorld, revision: int) -> RoutingTable:
     return RoutingTable(revision, dict(world.context.routing.datasets), {}, {}, b"")
+
+
+def test_values_are_looked_at_anew_where_the_statement_is_known(
+    worlds: tuple[SpreadWorld, ...],
+) -> None:
+    sql = (
+        "select carrier, avg(x) filter (where flag) as a, count(*) from flights "
+        "where \"at\" >= '{}' and carrier <> {} group by all"
+    )
+    for world in worlds:
+        cache = PlanCache()
+        for number, (day, rollup) in enumerate(
+            [
+                ("2013-01-01", "daily"),
+                ("2013-01-02", "daily"),
+                ("2013-01-01 07:00:00", ""),
+                ("2013-01-03", "daily"),
+                ("2013-01-01 00:00:00", "daily"),
+            ]
+        ):
+            asked = sql.format(day, number)
+            plan = cache.plan(asked, world.context)
+            assert used(plan) == rollup
+            assert plan.fragments == plan_query(asked, world.context).fragments
+            expected, found = world.expected(asked), world.run(plan)
+            assert (found.names, found.types) == (expected.names, expected.types)
+            assert _rounded(found.rows) == _rounded(expected.rows)
