@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -18,6 +19,7 @@ from pyarrow import flight
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, InvalidQuery, UnsupportedQuery
 from accel_dask.flight_errors import to_flight
+from accel_dask.query_planner.plan import FragmentKind
 from flightsql_gateway.answer import Answer
 from flightsql_gateway.auth import Authenticator, purpose_key
 from flightsql_gateway.flight_sql import (
@@ -87,6 +89,8 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "accel.cancel": _Action('end the call {"request": "..."}', own_actions.cancel),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
+_SMALL_ROWS: Final = 4096
+_SMALL_BYTES: Final = 256 * 1024
 _RECEIPT_TRAILER: Final = "x-accel-receipt"
 _TRAILER_PARTS: Final = 16
 """A receipt with more parts is sent without them; the action has them all."""
@@ -223,7 +227,11 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             return _refuse(f"{name} is no ticket")
         # Not when the generator is dropped: an exception's frames can keep it beyond the call.
         context.get_middleware(handshake.MIDDLEWARE).on_end = answer.close
-        return flight.GeneratorStream(answer.schema, _Batches(answer, context))
+        batches = _first_batches(answer)
+        if batches and batches[-1] is None:  # complete: Arrow can send it alone
+            _send_receipt(answer, context)
+            return flight.RecordBatchStream(pa.Table.from_batches(batches[:-1], answer.schema))
+        return flight.GeneratorStream(answer.schema, _Batches(answer, context, batches))
 
     def _put(
         self,
@@ -286,19 +294,38 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         )
 
 
+def _first_batches(answer: Answer) -> list[pa.RecordBatch | None]:
+    """What can be read of `answer` without holding up its start: executors fill a batch unless
+    there is no more. None at the end: that is all."""
+    fragments = answer.plan.fragments
+    if not fragments or fragments[0].kind is FragmentKind.OLAP:
+        return []
+    first = answer.read()
+    if first is None or first.num_rows > _SMALL_ROWS or first.nbytes > _SMALL_BYTES:
+        return [first]
+    return [first, answer.read()]
+
+
 class _Batches:
     """A query's batches for Flight."""
 
-    def __init__(self, answer: Answer, context: flight.ServerCallContext) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        context: flight.ServerCallContext,
+        first: list[pa.RecordBatch | None],
+    ) -> None:
+        """`first`: those that were read already."""
         self._answer = answer
         self._context = context
+        self._first = deque(first)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self
 
     def __next__(self) -> pa.RecordBatch:
         try:
-            batch = self._answer.read()
+            batch = self._first.popleft() if self._first else self._answer.read()
         except AccelError as error:
             log.info("%s: %s", error.code, error)
             _add_trailer(self._context, _CODE_TRAILER, error.code)
@@ -309,20 +336,21 @@ class _Batches:
         else:
             if batch is not None:
                 return batch
-            self._send_receipt()
+            _send_receipt(self._answer, self._context)
             raise StopIteration
         raise raised
 
-    def _send_receipt(self) -> None:
-        receipt = self._answer.receipt
-        if receipt is not None:
-            # Trailers must be small, and plain ASCII.
-            short = replace(receipt, sql="", reason="")
-            if len(short.parts) > _TRAILER_PARTS:
-                short = replace(short, parts=())
-            text = encode(short).decode()
-            text = text if text.isascii() else json.dumps(json.loads(text))
-            _add_trailer(self._context, _RECEIPT_TRAILER, text)
+
+def _send_receipt(answer: Answer, context: flight.ServerCallContext) -> None:
+    receipt = answer.receipt
+    if receipt is not None:
+        # Trailers must be small, and plain ASCII.
+        short = replace(receipt, sql="", reason="")
+        if len(short.parts) > _TRAILER_PARTS:
+            short = replace(short, parts=())
+        text = encode(short).decode()
+        text = text if text.isascii() else json.dumps(json.loads(text))
+        _add_trailer(context, _RECEIPT_TRAILER, text)
 
 
 def _add_trailer(context: flight.ServerCallContext, name: str, value: str) -> None:
