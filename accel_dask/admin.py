@@ -12,11 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 
+from accel_dask.connectors.olap.settings import engine_settings
 from accel_dask.errors import CommitConflict, ConfigError, LoadError
 from accel_dask.model import row_filter
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup, dataset_path
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
+from accel_dask.model.fallback import FallbackSpec
 from accel_dask.model.guarantees import quota_commit
 from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.rollup import check_rollups
@@ -29,6 +31,7 @@ from accel_dask.model.tenant import (
     tenant_path,
     user_path,
 )
+from accel_dask.query_planner.portable.engine_choice import travels, writer_of
 from accel_dask.store.base import StateStore
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import commit_records, delete_record, put_record, read_view
@@ -166,6 +169,7 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
         raise ConfigError(f"dataset {dataset.dataset_id}: hot_shards must be 0 or more")
     if dataset.poll_seconds < 0:
         raise ConfigError(f"dataset {dataset.dataset_id}: poll_seconds must be 0 (never) or more")
+    _check_fallback(dataset)
     why_not = row_filter.refusal(str(dataset.dataset_id), dataset.row_filter)
     if why_not is not None:
         raise ConfigError(f"dataset {why_not}")
@@ -178,6 +182,30 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
                 "not tell them apart; choose another name"
             )
     put_record(store, dataset)
+
+
+def _check_fallback(dataset: Dataset) -> None:
+    """As far as that can be done without asking the engine."""
+    spec = dataset.fallback
+    if spec is None:
+        return
+    engine_settings(spec, f"dataset {dataset.dataset_id}")
+    writer = writer_of(spec, dataset.dataset_id)
+    travels(spec, dataset.dataset_id, dataset.source.connector, writer)
+
+
+def change_fallback(store: StateStore, dataset: DatasetId, spec: FallbackSpec | None) -> Dataset:
+    """Put an engine behind a dataset, another in its place, or none. It takes effect at once.
+
+    Raises:
+        ConfigError: there is no such dataset, or the fallback is declared wrongly.
+    """
+    declared = read_view(store).dataset(dataset)
+    if declared is None:
+        raise ConfigError(f"there is no dataset {dataset}")
+    changed = replace(declared, fallback=spec)
+    create_dataset(store, changed)
+    return changed
 
 
 def change_rollups(

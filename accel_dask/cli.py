@@ -35,6 +35,7 @@ from accel_dask.flight_errors import from_flight
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import ColdPolicy, Dataset, SourceSpec, Spread
+from accel_dask.model.fallback import FallbackPolicy, FallbackSpec
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.rollup import parse_rollup, read_rollups, told_rollup
 from accel_dask.model.tenant import MIB, Quota, User
@@ -461,8 +462,35 @@ def dataset_create(
         hot_shards=hot_shards,
     )
     with _store(config) as store:
+        was = read_view(store).dataset(dataset_id)
+        declared = replace(declared, fallback=was.fallback if was else None)
         admin.create_dataset(store, declared)
     console.print(f"dataset {dataset_id} declared; now: accel-dask publish {dataset_id}")
+
+
+@datasets.command("fallback")
+def dataset_fallback(
+    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    engine: Annotated[str, typer.Option(help="flightsql, mysql or postgresql.")] = "",
+    policy: Annotated[
+        FallbackPolicy, typer.Option(help="For which reasons the engine is asked.")
+    ] = FallbackPolicy.ON_ERROR,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="KEY=VALUE: uri, user, password_env, dialect, table, time_travel, ..."),
+    ] = None,
+    off: Annotated[bool, typer.Option("--off", help="No engine any more.")] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Put an OLAP engine behind a dataset, for what memory does not answer. At once."""
+    dataset_id = _dataset_id(dataset)
+    if off == bool(engine):
+        raise ConfigError("name an --engine, or say --off")
+    options = tuple(sorted(_key_value(text) for text in option or []))
+    spec = None if off else FallbackSpec(engine=engine, policy=policy, options=options)
+    with _store(config) as store:
+        admin.change_fallback(store, dataset_id, spec)
+    console.print(f"dataset {dataset_id}: " + ("no fallback" if off else f"{engine}, {policy}"))
 
 
 @datasets.command("rollup")

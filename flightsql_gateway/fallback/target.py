@@ -1,6 +1,6 @@
 """What to ask of which engine: a gated statement and the datasets' fallbacks to one query there.
 
-Pure but for what `engine_settings` checks. Raises `NotPortable` where the engine might answer
+Pure. Raises `NotPortable` where the engine might answer
 otherwise, and `ConfigError` where a dataset's fallback is declared wrongly.
 """
 
@@ -10,12 +10,12 @@ import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from accel_dask.connectors.olap.settings import EngineSettings, engine_settings
-from accel_dask.errors import ConfigError, NotPortable
+from accel_dask.errors import NotPortable
 from accel_dask.model.fallback import FallbackPolicy, FallbackReason
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import FallbackRoute, RoutingTable
@@ -23,17 +23,11 @@ from accel_dask.query_planner.plan import CATALOG, ParsedQuery, TableReference
 from accel_dask.query_planner.portable import literals
 from accel_dask.query_planner.portable.compile import PortableQuery, compile_portable
 from accel_dask.query_planner.portable.dialects import dialect_named
+from accel_dask.query_planner.portable.engine_choice import engine_table, travels, writer_of
 from accel_dask.query_planner.portable.from_clause import Table
 from accel_dask.query_planner.portable.tree import Node
 from accel_dask.query_planner.portable.write import EngineTable, Writer
 from flightsql_gateway.arrow_types import arrow_type
-
-_DIALECTS: Final = {"postgresql": "postgres", "mysql": "mariadb", "flightsql": "spark"}
-_KINDS: Final = {
-    "postgresql": {"postgres"},
-    "mysql": {"mariadb", "mysql", "starrocks", "doris"},
-    "flightsql": {"spark", "starrocks", "doris", "dremio"},
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,56 +140,18 @@ def target_of(
 
 
 def _engine_of(route: FallbackRoute) -> tuple[EngineSettings, str]:
-    """Also checks all that can be checked of a declaration without asking the engine."""
-    spec, whose = route.spec, f"dataset {route.dataset_id}"
-    settings = engine_settings(spec, whose)
-    dialect = spec.option("dialect") or _DIALECTS[spec.engine]
-    writer = dialect_named(dialect)
-    if dialect not in _KINDS[spec.engine]:
-        raise ConfigError(
-            f"{whose}: a {spec.engine} engine speaks {', '.join(sorted(_KINDS[spec.engine]))}, "
-            f"not {dialect}"
-        )
-    if not writer.is_verified and spec.option("unverified_dialect") != "accept":
-        raise ConfigError(
-            f"{whose}: the dialect {dialect} is written from its documentation and was never "
-            "compared with a running engine; set unverified_dialect=accept to use it"
-        )
-    return settings, dialect
+    settings = engine_settings(route.spec, f"dataset {route.dataset_id}")
+    return settings, writer_of(route.spec, route.dataset_id).name
 
 
 def _table_of(route: FallbackRoute, writer: type[Writer]) -> EngineTable:
-    spec = route.spec
-    name = spec.option("table") or route.source_table or route.dataset_id.name
-    travel = spec.option("time_travel", "never")
-    if travel not in {"iceberg", "never"}:
-        raise ConfigError(
-            f"dataset {route.dataset_id}: time_travel is iceberg or never, not {travel!r}"
-        )
-    snapshot = None
-    if travel == "iceberg":
-        if not writer.can_pin or route.connector != "iceberg":
-            raise ConfigError(
-                f"dataset {route.dataset_id}: time_travel=iceberg needs an iceberg source and a "
-                f"dialect that reads Iceberg snapshots; this is {route.connector} and {writer.name}"
-            )
-        snapshot = route.snapshot_id.snapshot if route.snapshot_id else None
-        if snapshot is None:
-            raise NotPortable(f"no snapshot of dataset {route.dataset_id} is known yet")
-    return EngineTable(tuple(name.split(".")), snapshot)
-
-
-def check_fallback(route: FallbackRoute) -> None:
-    """Check a dataset's fallback as far as that can be done without its engine.
-
-    Raises:
-        ConfigError: something of it is wrong.
-    """
-    _, dialect = _engine_of(route)
-    try:
-        _table_of(route, dialect_named(dialect))
-    except NotPortable:
-        return  # it has no snapshot yet
+    return engine_table(
+        route.spec,
+        route.dataset_id,
+        route.source_table,
+        route.snapshot_id.snapshot if route.snapshot_id else None,
+        pins=travels(route.spec, route.dataset_id, route.connector, writer),
+    )
 
 
 def parameter_nodes(parameters: bytes, count: int, *, describe_only: bool) -> list[Node]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -389,3 +390,26 @@ def test_prepared_statements_of_a_dataset_that_is_not_in_memory_have_their_schem
     assert tuple(schema.names) == expected.names
     assert tuple(str(field.type) for field in schema) == expected.types
     assert world.source_queries == 0
+
+
+def test_an_engine_reads_the_snapshot_that_memory_serves_and_not_a_newer_one(
+    world: FallbackWorld, worlds: Worlds, tmp_path: Path
+) -> None:
+    started(worlds, "sail")
+    sail = start_world("sail", {"flights": flights()}, tmp_path / "pinned")
+    try:
+        expected = world.ask()
+        with_snapshot(world, sail)
+        sail.iceberg["flights"].append(flights(version=2))
+        world.declare_fallback(fallback_to(sail, FallbackPolicy.ALWAYS))
+        assert world.ask().rows == expected.rows
+        assert world.receipt().is_pinned
+        world.declare_fallback(fallback_to(sail, FallbackPolicy.ALWAYS, time_travel="never"))
+        assert [row[1] for row in world.ask().rows] == [2 * row[1] for row in expected.rows]
+        assert world.receipt().is_pinned is False
+        assert "not pinned" in world.receipt().engine
+        world.change_epoch(snapshot_id=SnapshotId(table_uuid="u", snapshot="12345", schema_id="0"))
+        world.declare_fallback(fallback_to(sail, FallbackPolicy.ALWAYS))
+        assert world.refusal().code == "ENGINE_FAILED"
+    finally:
+        sail.close()

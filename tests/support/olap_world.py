@@ -115,6 +115,8 @@ class EngineWorld:
     engine: OlapEngine
     names: dict[str, tuple[str, ...]]
     snapshots: dict[str, str] = field(default_factory=dict)
+    iceberg: dict[str, Any] = field(default_factory=dict)
+    """The Iceberg tables that it reads, as pyiceberg has them."""
 
     def sql(self, query: PortableQuery, *, is_pinned: bool = False) -> str:
         targets = {
@@ -236,17 +238,17 @@ def _sail(tables: dict[str, pa.Table], directory: Path) -> EngineWorld:
     )
     catalog.create_namespace_if_not_exists("accel")
     server = SailServer()
-    snapshots = {}
+    snapshots, iceberg = {}, {}
     for name, rows in tables.items():
         table = catalog.create_table(f"accel.{name}", schema=rows.schema)
         table.append(rows)
         snapshot = table.current_snapshot()
         assert snapshot is not None
-        snapshots[name] = str(snapshot.snapshot_id)
+        snapshots[name], iceberg[name] = str(snapshot.snapshot_id), table
         server.register(name, table.location())
     engine = open_engine(EngineSettings(kind="flightsql", uri=server.uri), "spark")
     names = {name: (name,) for name in tables}
-    return EngineWorld("sail", server, engine, names, snapshots)
+    return EngineWorld("sail", server, engine, names, snapshots, iceberg)
 
 
 class Worlds:
