@@ -36,7 +36,6 @@ _CLAUSES: Final = frozenset(
     ]
 )  # fmt: skip
 _REFUSED: Final = (
-    exp.Window,
     exp.Unnest,
     exp.Explode,
     exp.WithinGroup,
@@ -89,6 +88,8 @@ class RollupMatch:
         """Columns of USING, in lower case."""
         self._check_shape()
         self._calls = [call for part in self._values() for call in _calls_in(part)]
+        if not self._calls and select.args.get("group") is None and self._has_window():
+            raise NoMatch("it has a window over rows")
         if not (self._calls or any(select.args.get(k) for k in ("group", "having", "distinct"))):
             raise NoMatch("it asks for rows, not for groups")
 
@@ -192,6 +193,9 @@ class RollupMatch:
         args = self._select.args
         return [*self._select.expressions, *(args[k] for k in ("having", "order") if args.get(k))]
 
+    def _has_window(self) -> bool:
+        return any(isinstance(node, exp.Window) for node in self._own_nodes())
+
     def _own_nodes(self) -> Iterator[exp.Expr]:
         for part in self._parts():
             yield from own_nodes(part)
@@ -208,7 +212,12 @@ class RollupMatch:
             pending = [part]
             while pending:
                 node = pending.pop()
-                if is_aggregate(node) or id(node) in bare:
+                if id(node) in bare:
+                    continue
+                if isinstance(node, exp.Window):
+                    pending += _in_window(node)
+                    continue
+                if is_aggregate(node):
                     continue
                 if isinstance(node, exp.Column):
                     self._check_column(node, fact)
@@ -373,10 +382,24 @@ def _calls_in(part: exp.Expr) -> Iterator[exp.Expr]:
     pending = [part]
     while pending:
         node = pending.pop()
+        if isinstance(node, exp.Window):
+            pending += _in_window(node)
+            continue
         if is_aggregate(node):
             yield node
             continue
         pending += [child for child in node.iter_expressions() if not isinstance(child, exp.Query)]
+
+
+def _in_window(window: exp.Window) -> list[exp.Expr]:
+    """What a window over groups looks at: its function is of the groups, not of their rows."""
+    function = window.this
+    parts = [child for child in window.iter_expressions() if child is not function]
+    if isinstance(function, exp.Filter):
+        parts.append(function.expression)
+        function = function.this
+    parts += function.iter_expressions()
+    return [part for part in parts if not isinstance(part, exp.Query)]
 
 
 def _argument_of(call: exp.Expr, name: str) -> exp.Expr | None:

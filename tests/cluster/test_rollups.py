@@ -118,6 +118,23 @@ def test_a_rollup_comes_and_goes_with_epochs(shop: Shop) -> None:
     assert receipt["datasets"][0]["rollup"] == ""
 
 
+def test_parameters_reach_a_rollup(shop: Shop) -> None:
+    admin.change_rollups(shop.cluster.store, SALES, [DAILY])
+    shop.publish()
+    sql = (
+        "SELECT store + ? AS k, count(*) FILTER (WHERE store > ?) AS n, "
+        "max(tag) FILTER (WHERE store > ?) AS t FROM sales WHERE store <> ? GROUP BY ALL ORDER BY 1"
+    )
+    values = [10, 2, 2, 4]
+    found = shop.client.ask(sql, values)
+    assert list(found.rows) == shop.plain.execute(sql, values).fetchall()
+    receipt = shop.session.receipt()
+    assert receipt is not None
+    assert receipt["datasets"][0]["rollup"] == "daily"
+    admin.change_rollups(shop.cluster.store, SALES, [], ["daily"])
+    shop.publish()
+
+
 def test_a_rollup_that_cannot_be_built_fails_the_publish_and_says_why(shop: Shop) -> None:
     store = shop.cluster.store
     with pytest.raises(ConfigError, match=r"'sum\(x \+ 1\)' is no measure"):

@@ -157,9 +157,16 @@ class Writer:
                 f"count(DISTINCT {dimension})",
                 f"sum({number}) / nullif(count(*), 0)",
                 f"max({dimension})",
+                f"rank() OVER (ORDER BY count(*), max({dimension}))",
+                "sum(count(*)) OVER ()",
             ]
         )
-        if found.endswith(")") and "/" not in found and self.draw.random() < 0.2:
+        if (
+            found.endswith(")")
+            and "/" not in found
+            and "OVER" not in found
+            and self.draw.random() < 0.2
+        ):
             found += f" FILTER (WHERE {self.condition()})"
         return found
 

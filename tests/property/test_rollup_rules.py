@@ -69,6 +69,8 @@ daily | select carrier, flag, sum(price) from flights group by cube (carrier, fl
 daily | select count(*) from flights where not ("at" >= timestamp '2013-01-02 00:00:00') and carrier = 3
 daily | select distinct flag from flights
 daily | select carrier, count(*) from flights f where not exists (select 1 from airlines where kind = 7) group by 1
+daily | select carrier, rank() over (order by sum(price) desc) as r, sum(count(*)) over () as n from flights group by carrier
+daily | select carrier, flag, avg(sum(price)) over (partition by carrier order by flag) as a, count(*) over () as c from flights group by carrier, flag
 daily | select carrier, sum(price) as price from flights group by carrier order by price desc, carrier
 byday | select distinct carrier, year(day) from flights where day between '2013-01-02' and '2013-01-05'
 byday | select day, carrier, avg(small) from flights group by grouping sets ((day), (carrier), ())
@@ -95,7 +97,11 @@ at is used in another way than by day or coarser | select count(*) from flights 
 at is used in another way than by week or coarser | select date_trunc('month', "at"), avg(fee) from flights group by all
 day is used in another way than by month or coarser | select year(day), week(day), sum(price) from flights group by all
 day is used in another way than by month or coarser | select sum(price) from flights where day < '2013-01-07'
-it has WINDOW | select rank() over (order by sum(price)) , carrier from flights group by carrier
+a column of it has a name that only DuckDB knows | select rank() over (order by sum(price)), carrier from flights group by carrier
+it has a window over rows | select count(*) over () as n, carrier from flights
+it has a window over rows | select distinct carrier, rank() over (order by carrier) as r from flights
+x is not one of its dimensions | select carrier, max(x) over () as m, count(*) from flights group by carrier, x
+it has QUALIFY | select carrier, count(*) from flights group by carrier qualify rank() over (order by carrier) < 3
 it has a * | select distinct * from flights
 it has DISTINCT ON | select distinct on (carrier) carrier, count(*) from flights group by all
 stddev(x) is not one of its measures | select stddev(x) from flights group by carrier

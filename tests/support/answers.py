@@ -88,7 +88,7 @@ class GatewayClient:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def ask(self, sql: str) -> Answer:
+    def ask(self, sql: str, parameters: Sequence[Any] | None = None) -> Answer:
         """
         Raises:
             Refused: a typed refusal.
@@ -96,7 +96,7 @@ class GatewayClient:
         """
         try:
             with self._connection.cursor() as cursor:
-                cursor.execute(sql)
+                cursor.execute(sql, parameters)
                 return to_answer(cursor.fetch_arrow_table())
         except dbapi.Error as error:
             raise refusal(str(error)) from error
