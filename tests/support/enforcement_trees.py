@@ -63,6 +63,7 @@ class FakeProc:
             mounts.append(f"99 0 0:99 / {self.group.parent} rw - cgroup2 cgroup2 rw")
             groups.append("0::/job")
             (self.group / "cgroup.controllers").write_text(v2)
+            (self.group / "cgroup.type").write_text("domain")
             (self.group / "cgroup.procs").write_text("\n".join(map(str, processes)))
         (own / "mountinfo").write_text("\n".join(mounts))
         (own / "cgroup").write_text("\n".join(groups))

@@ -175,6 +175,18 @@ def test_a_version_2_group_that_others_live_in_is_left_alone(tmp_path: Path) -> 
     assert not (proc.group / "accel-agent").exists()
 
 
+def test_the_processes_of_a_version_2_group_of_our_own_move_into_a_leaf(tmp_path: Path) -> None:
+    proc = FakeProc(tmp_path, v2="cpu memory pids", processes=(os.getpid(), 4711))
+    child = proc.path / "4711"
+    child.mkdir()
+    (child / "stat").write_text(f"4711 (a child) S {os.getpid()} 1 1")
+    tree, why = find.find_tree("w-1", proc=proc.path)
+    assert (proc.group / "accel-agent" / "cgroup.procs").read_text() == "4711"  # moved last
+    assert (proc.group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    assert (proc.group / "accel-w-1" / "cgroup.subtree_control").exists()
+    assert tree is None, why  # what the kernel would answer is not there
+
+
 def test_a_version_2_hierarchy_without_controllers_is_of_no_use(tmp_path: Path) -> None:
     tree, why = find.find_tree("w-1", proc=FakeProc(tmp_path, v2="").path)
     assert tree is None

@@ -124,7 +124,8 @@ def _version_2(name: str, parent: str, proc: Path) -> Tree | None:
     wanted = set(CONTROLLERS) & set((delegated / "cgroup.controllers").read_text().split())
     if not wanted >= {"cpu", "memory"}:
         raise OSError(f"{delegated} has no CPU and memory controllers (of version 2)")
-    if delegated != Path(mount.mount_point) and not parent:
+    is_top = not (delegated / "cgroup.type").exists()  # of the machine, not of a container
+    if not is_top and not parent:
         _move_aside(delegated, proc)
     _pass_on(delegated, wanted)
     base = delegated / name
@@ -170,10 +171,8 @@ def _family(proc: Path) -> Callable[[int], bool]:
             return 0
 
     def is_ours(pid: int) -> bool:
-        while pid > 1:
-            if pid == os.getpid():
-                return True
+        while pid not in {0, os.getpid()}:
             pid = parent_of(pid)
-        return False
+        return pid != 0
 
     return is_ours
