@@ -109,7 +109,7 @@ def test_a_changed_quota_reaches_a_running_executor_without_a_restart(
         before = int(limit.read_text())
         admin.change_quota(cluster.store, "wild", cpu_weight=25, memory_bytes_per_host=600 * MIB)
         wait_until(lambda: int(limit.read_text()) > before)
-        wait_until(lambda: int(shares.read_text()) < 10240)
+        wait_until(lambda: int(shares.read_text()) < 2048)
         load.wait_more()
     assert load.errors == []
     assert executor_of(cluster, "wild").pid == executor.pid

@@ -16,11 +16,11 @@ _V2_FILES = ("cpu.weight", "cpu.max", "memory.max", "memory.swap.max", "memory.e
 
 def make_v1(directory: Path, path: str) -> CgroupV1Tree:
     """A version 1 tree in which the group `path` has the files that the kernel makes."""
-    tree = CgroupV1Tree({name: directory / name / "accel" for name in _V1_FILES})
+    tree = CgroupV1Tree({name: directory / name for name in _V1_FILES}, "accel.")
     tree.make(path)
     for controller, files in _V1_FILES.items():
         for file in files:
-            (directory / controller / "accel" / path / file).write_text("9223372036854771712")
+            (directory / controller / f"accel.{path}" / file).write_text("9223372036854771712")
     return tree
 
 

@@ -92,7 +92,7 @@ def test_version_1_writes_shares_quota_and_memory_with_swap(tmp_path: Path) -> N
     tree.set_cpu_weight("acme/hot-1", 250)
     tree.set_cpu_limit("acme/hot-1", 150)
     tree.set_memory_limit("acme/hot-1", 300 * MIB)
-    group = "accel/acme/hot-1"
+    group = "accel.acme/hot-1"
     assert (tmp_path / "cpu" / group / "cpu.shares").read_text() == "2560"
     assert (tmp_path / "cpu" / group / "cpu.cfs_quota_us").read_text() == "150000"
     for file in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
@@ -137,8 +137,19 @@ def test_groups_are_made_in_every_hierarchy_and_removed_depth_first(tmp_path: Pa
     assert tree.remove("acme")
     assert tree.remove("acme")
     assert tree.groups() == ()
+    tree.make("globex")
     assert tree.remove("")
-    assert not (tmp_path / "cpu").exists()
+    assert tree.groups() == ()
+
+
+def test_the_groups_of_another_agent_are_not_ours(tmp_path: Path) -> None:
+    bases = {"cpu": tmp_path / "cpu", "memory": tmp_path / "memory"}
+    ours, theirs = CgroupV1Tree(bases, "accel-w-1."), CgroupV1Tree(bases, "accel-w-12.")
+    ours.make("acme/hot-1")
+    theirs.make("acme/hot-1")
+    assert ours.remove("")
+    assert ours.groups() == ()
+    assert theirs.groups() == ("acme",)
 
 
 def test_a_group_that_cannot_be_removed_stays_and_says_so(tmp_path: Path) -> None:
@@ -183,7 +194,6 @@ def test_the_processes_of_a_version_2_group_of_our_own_move_into_a_leaf(tmp_path
     tree, why = find.find_tree("w-1", proc=proc.path)
     assert (proc.group / "accel-agent" / "cgroup.procs").read_text() == "4711"  # moved last
     assert (proc.group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
-    assert (proc.group / "accel-w-1" / "cgroup.subtree_control").exists()
     assert tree is None, why  # what the kernel would answer is not there
 
 

@@ -1,7 +1,10 @@
 """Control groups of versions 1 and 2 behind one interface.
 
-A `Tree` is a group that is ours to divide; groups in it are named by relative paths. In version 1
-every controller has a hierarchy of its own, so one of our groups is a directory in each.
+A `Tree` is where our groups are made, all below the same parent and with names that begin alike.
+They have no group in common: the weight of one tenant must not draw on that of another against
+whatever else runs beside them. Groups are named by relative paths, the first part being the
+tenant. In version 1 every controller has a hierarchy of its own, so one of our groups is a
+directory in each.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ class Powers:
 
 
 class Tree(Protocol):
-    """A group of ours and the groups in it. Methods raise OSError."""
+    """The groups of one host agent. Methods raise OSError."""
 
     version: int
     powers: Powers
@@ -44,7 +47,7 @@ class Tree(Protocol):
         """Make the group and those above it; it may be there already."""
 
     def remove(self, path: str) -> bool:
-        """Remove the group and those in it, the empty path being the tree itself; whether nothing
+        """Remove the group and those in it, or all of ours if the path is empty; whether nothing
         of it is left."""
 
     def join_files(self, path: str) -> tuple[str, ...]:
@@ -76,50 +79,56 @@ class CgroupV2Tree:
 
     version = 2
 
-    def __init__(self, base: Path) -> None:
-        """`base`'s controllers must be passed on already (see `find.py`)."""
+    def __init__(self, base: Path, prefix: str = "") -> None:
+        """Groups are made in `base`, whose controllers must be passed on already (see
+        `find.py`), with names that begin with `prefix`."""
         self._base = base
+        self._prefix = prefix
         controllers = frozenset((base / "cgroup.subtree_control").read_text().split())
         self.powers = Powers("cpu" in controllers, "memory" in controllers, "pids" in controllers)
         self._passed_on = " ".join(f"+{c}" for c in sorted(controllers & {"cpu", "memory", "pids"}))
 
     def make(self, path: str) -> None:
         directory = self._base
-        for name in path.split("/"):
+        for name in (self._prefix + path).split("/"):
             if directory != self._base:
                 _write(directory / "cgroup.subtree_control", self._passed_on)
             directory /= name
             directory.mkdir(exist_ok=True)
 
+    def _at(self, path: str) -> Path:
+        return self._base / (self._prefix + path)
+
     def remove(self, path: str) -> bool:
-        return _remove_directory(self._base / path)
+        names = [path] if path else self.groups()
+        return not [name for name in names if not _remove_directory(self._at(name))]
 
     def join_files(self, path: str) -> tuple[str, ...]:
-        return (str(self._base / path / PROCS),)
+        return (str(self._at(path) / PROCS),)
 
     def processes(self, path: str) -> frozenset[int]:
-        return _pids(self._base / path)
+        return _pids(self._at(path))
 
     def groups(self, path: str = "") -> tuple[str, ...]:
-        return _subdirectories(self._base / path)
+        return _subdirectories(self._at(path)) if path else _ours(self._base, self._prefix)
 
     def set_cpu_weight(self, path: str, weight: int) -> None:
-        _write(self._base / path / "cpu.weight", str(min(max(weight, 1), _MAX_WEIGHT)))
+        _write(self._at(path) / "cpu.weight", str(min(max(weight, 1), _MAX_WEIGHT)))
 
     def set_cpu_limit(self, path: str, percent: int) -> None:
         quota = str(percent * PERIOD_US // 100) if percent else "max"
-        _write(self._base / path / "cpu.max", f"{quota} {PERIOD_US}")
+        _write(self._at(path) / "cpu.max", f"{quota} {PERIOD_US}")
 
     def set_memory_limit(self, path: str, limit_bytes: int) -> None:
         with contextlib.suppress(FileNotFoundError):  # a kernel without swap accounting
-            _write(self._base / path / "memory.swap.max", "0")
-        _write(self._base / path / "memory.max", str(limit_bytes))
+            _write(self._at(path) / "memory.swap.max", "0")
+        _write(self._at(path) / "memory.max", str(limit_bytes))
 
     def set_pids_limit(self, path: str, limit: int) -> None:
-        _write(self._base / path / "pids.max", str(limit))
+        _write(self._at(path) / "pids.max", str(limit))
 
     def memory_kills(self, path: str) -> int:
-        return _flat(self._base / path / "memory.events").get("oom_kill", 0)
+        return _flat(self._at(path) / "memory.events").get("oom_kill", 0)
 
 
 class CgroupV1Tree:
@@ -127,22 +136,27 @@ class CgroupV1Tree:
 
     version = 1
 
-    def __init__(self, bases: Mapping[str, Path]) -> None:
-        """`bases`: the group that is ours in the hierarchy of each controller (`cpu`, `memory`,
-        `pids`) that can be used."""
+    def __init__(self, bases: Mapping[str, Path], prefix: str = "") -> None:
+        """Groups are made in `bases`, one for each controller (`cpu`, `memory`, `pids`) that can
+        be used, with names that begin with `prefix`."""
         self._bases = dict(bases)
+        self._prefix = prefix
         self.powers = Powers("cpu" in bases, "memory" in bases, "pids" in bases)
 
     def _each(self, path: str) -> tuple[Path, ...]:
-        return tuple(dict.fromkeys(base / path for base in self._bases.values()))
+        return tuple(dict.fromkeys(base / (self._prefix + path) for base in self._bases.values()))
+
+    def _at(self, controller: str, path: str) -> Path:
+        return self._bases[controller] / (self._prefix + path)
 
     def make(self, path: str) -> None:
         for directory in self._each(path):
             directory.mkdir(parents=True, exist_ok=True)
 
     def remove(self, path: str) -> bool:
-        stay = [directory for directory in self._each(path) if not _remove_directory(directory)]
-        return not stay
+        names = [path] if path else self.groups()
+        directories = [directory for name in names for directory in self._each(name)]
+        return not [directory for directory in directories if not _remove_directory(directory)]
 
     def join_files(self, path: str) -> tuple[str, ...]:
         return tuple(str(directory / PROCS) for directory in self._each(path))
@@ -151,20 +165,23 @@ class CgroupV1Tree:
         return frozenset().union(*(_pids(directory) for directory in self._each(path)))
 
     def groups(self, path: str = "") -> tuple[str, ...]:
-        names = (name for directory in self._each(path) for name in _subdirectories(directory))
-        return tuple(dict.fromkeys(names))
+        found: list[str] = []
+        for base in self._bases.values():
+            directory = base / (self._prefix + path)
+            found += _subdirectories(directory) if path else _ours(base, self._prefix)
+        return tuple(dict.fromkeys(found))
 
     def set_cpu_weight(self, path: str, weight: int) -> None:
         shares = round(min(max(weight, 1), _MAX_WEIGHT) * _SHARES_PER_WEIGHT)
-        _write(self._bases["cpu"] / path / "cpu.shares", str(shares))
+        _write(self._at("cpu", path) / "cpu.shares", str(shares))
 
     def set_cpu_limit(self, path: str, percent: int) -> None:
-        directory = self._bases["cpu"] / path
+        directory = self._at("cpu", path)
         _write(directory / "cpu.cfs_period_us", str(PERIOD_US))
         _write(directory / "cpu.cfs_quota_us", str(percent * PERIOD_US // 100 if percent else -1))
 
     def set_memory_limit(self, path: str, limit_bytes: int) -> None:
-        directory = self._bases["memory"] / path
+        directory = self._at("memory", path)
         memory, with_swap = (
             directory / "memory.limit_in_bytes",
             directory / "memory.memsw.limit_in_bytes",
@@ -177,10 +194,10 @@ class CgroupV1Tree:
             _write(file, str(limit_bytes))
 
     def set_pids_limit(self, path: str, limit: int) -> None:
-        _write(self._bases["pids"] / path / "pids.max", str(limit))
+        _write(self._at("pids", path) / "pids.max", str(limit))
 
     def memory_kills(self, path: str) -> int:
-        return _flat(self._bases["memory"] / path / "memory.oom_control").get("oom_kill", 0)
+        return _flat(self._at("memory", path) / "memory.oom_control").get("oom_kill", 0)
 
 
 def _write(file: Path, text: str) -> None:
@@ -211,6 +228,11 @@ def _subdirectories(directory: Path) -> tuple[str, ...]:
         return tuple(sorted(entry.name for entry in directory.iterdir() if entry.is_dir()))
     except FileNotFoundError:
         return ()
+
+
+def _ours(base: Path, prefix: str) -> tuple[str, ...]:
+    names = _subdirectories(base)
+    return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
 
 
 def _remove_directory(directory: Path) -> bool:

@@ -41,7 +41,7 @@ def find_tree(name: str, parent: str = "", proc: Path = PROC) -> tuple[Tree | No
     Raises:
         ConfigError: `parent` was given and cannot be used.
     """
-    name = "accel-" + re.sub(r"[^A-Za-z0-9_-]", "_", name)
+    name = "accel-" + re.sub(r"[^A-Za-z0-9_-]", "_", name) + "."
     reasons = []
     for find in (_version_1, _version_2):
         try:
@@ -63,9 +63,9 @@ def prove(tree: Tree) -> None:
     Raises:
         OSError: what does not work.
     """
+    tree.remove(_PROBE)
     if not (tree.powers.cpu and tree.powers.memory):
         raise OSError("the CPU and memory controllers are not both to be had")
-    tree.remove(_PROBE)
     tree.make(_PROBE)
     try:
         tree.set_cpu_weight(_PROBE, 50)
@@ -98,15 +98,15 @@ def _version_1(name: str, parent: str, proc: Path) -> Tree | None:
     for mount in _mounts(proc):
         for controller in CONTROLLERS:
             if mount.version == 1 and controller in mount.options and controller in own:
-                directory = _own_directory(mount, own[controller]) / name
-                if _can_make(directory):
+                directory = _own_directory(mount, own[controller])
+                if _can_divide(directory / f"{name}{_PROBE}"):
                     bases[controller] = directory
-    return CgroupV1Tree(bases) if bases else None
+    return CgroupV1Tree(bases, name) if bases else None
 
 
-def _can_make(directory: Path) -> bool:
+def _can_divide(probe: Path) -> bool:
     try:
-        directory.mkdir(exist_ok=True)
+        probe.mkdir(exist_ok=True)
     except OSError as error:
         log.info("no control group: %s", error)
         return False
@@ -128,10 +128,7 @@ def _version_2(name: str, parent: str, proc: Path) -> Tree | None:
     if not is_top and not parent:
         _move_aside(delegated, proc)
     _pass_on(delegated, wanted)
-    base = delegated / name
-    base.mkdir(exist_ok=True)
-    _pass_on(base, wanted)
-    return CgroupV2Tree(base)
+    return CgroupV2Tree(delegated, name)
 
 
 def _pass_on(directory: Path, controllers: set[str]) -> None:

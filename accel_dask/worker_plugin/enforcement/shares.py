@@ -23,9 +23,9 @@ BURST_SECONDS: Final = 0.1
 """Debt that is not held against anybody yet, in seconds of the tenant's entitlement."""
 MAX_DEBT_SECONDS: Final = 2.0
 """No debt is larger, in seconds of the entitlement: idle for so long pays any."""
-FULL_WEIGHT: Final = 1000
-"""Of the tenant with the largest entitlement."""
-DEMOTION: Final = 64
+FULL_WEIGHT: Final = 200
+"""Of the tenant with the largest entitlement; any other process or group of the host has 100."""
+DEMOTION: Final = 16
 """A tenant in debt has so many times less weight."""
 
 
