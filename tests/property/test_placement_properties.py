@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated_world import World, make_dataset
+from simulated_world import World, change_quota, make_dataset
 
 from accel_dask.errors import QuotaExceeded
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import Dataset, Spread
+from accel_dask.model.dataset import ColdPolicy, Dataset, Spread
 from accel_dask.model.epoch import Epoch, EpochState, ShardSummary
 from accel_dask.model.ids import EpochNumber, ShardId, TenantId, WorkerId
 from accel_dask.model.placement import Placement
@@ -20,6 +20,7 @@ from accel_dask.model.tenant import MIB, Quota, Tenant
 from accel_dask.scheduler_plugin.admission import admit
 from accel_dask.scheduler_plugin.budget import Ledger
 from accel_dask.scheduler_plugin.placement import Hosts, place
+from accel_dask.scheduler_plugin.residency import residency
 
 SHARDS = [f"s{i}" for i in range(12)]
 EXECUTOR = 16 * MIB
@@ -275,3 +276,48 @@ def test_a_measured_file_counts_with_its_own_size() -> None:
         )
     )
     assert place(world.view, dataset, summaries({"a": 200 * MIB})) == (("a", ("host-1",)),)
+
+
+@given(
+    held_worlds(),
+    shard_sets(),
+    st.sampled_from(list(Spread)),
+    st.integers(1, 3),
+    st.one_of(st.none(), st.integers(0, 8)),
+    st.integers(1, 200),
+)
+def test_what_may_be_cold_is_hot_from_the_end_as_far_as_budgets_go_with_room_to_read_the_rest(
+    world: World,
+    sizes: dict[str, int],
+    spread: Spread,
+    replicas: int,
+    hot_shards: int | None,
+    cold_mib: int,
+) -> None:
+    dataset = make_dataset(
+        name="d0", spread=spread, replicas=replicas, cold=ColdPolicy.ALLOW, hot_shards=hot_shards
+    )
+    world.declare(dataset)
+    change_quota(world, cold_memory_bytes=cold_mib * MIB)
+    shards = summaries(sizes)
+    try:
+        found = residency(world.view, dataset, shards)
+    except QuotaExceeded as error:
+        assert "cold_memory_bytes" in str(error)  # noqa: PT017 - a refusal is one of two ends
+        return
+    assert [shard_id for shard_id, _ in found.hosts] == [s.shard_id for s in shards]
+    is_hot = [bool(workers) for _, workers in found.hosts]
+    assert is_hot == sorted(is_hot)
+    wanted = len(shards) if hot_shards is None else min(hot_shards, len(shards))
+    assert found.hot_count <= wanted
+    assert found.is_short == (found.hot_count < wanted)
+    assert bool(found.cold_because) == (not all(is_hot))
+    budgets_hold(world.view, dataset, shards, found.hosts)
+    ledger = Ledger(world.view, dataset.tenant, shards, wants_cold=True)
+    assert ledger.cold_hosts or all(is_hot)
+    for shard_id, workers in found.hosts:
+        for worker in workers:
+            ledger.add(worker, (shard_id,))
+    for worker in ledger.cold_hosts:
+        added = any(worker in workers for _, workers in found.hosts)
+        assert ledger.host_free_bytes(worker) >= 0 or not added

@@ -21,7 +21,7 @@ from accel_dask import admin, cli, local
 from accel_dask.current import Current, find_current, write_current
 from accel_dask.errors import ConfigError, StoreUnavailable, WaitTimedOut
 from accel_dask.flight_client import FlightSession
-from accel_dask.model.dataset import Dataset
+from accel_dask.model.dataset import ColdPolicy, Dataset
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import Quota, User, hash_token
 from accel_dask.store.memory import MemoryStore
@@ -157,6 +157,16 @@ def test_a_dataset_field_that_cannot_be_used_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=rf"dataset acme\.flights: {field} must be"):
         admin.create_dataset(store, make_dataset(**{field: value}))
+
+
+def test_shards_are_left_cold_only_where_that_is_allowed(store: MemoryStore) -> None:
+    with pytest.raises(
+        ConfigError, match='hot_shards leaves the others cold, and cold is "refuse"'
+    ):
+        admin.create_dataset(store, make_dataset(hot_shards=3))
+    with pytest.raises(ConfigError, match="hot_shards must be 0 or more"):
+        admin.create_dataset(store, make_dataset(cold=ColdPolicy.ALLOW, hot_shards=-1))
+    admin.create_dataset(store, make_dataset(cold=ColdPolicy.ALLOW, hot_shards=0))
 
 
 # Commands
