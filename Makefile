@@ -8,7 +8,7 @@ DEMO_FLAGS = $(if $(ONCE),--once) $(if $(DATA),--data $(DATA)) $(if $(MASTERS),-
 export ACCEL_ETCD_ALLOW_FAULTY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check chaos bench format setup clean
+.PHONY: help demo test parity check chaos bench format setup clean
 
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -20,6 +20,11 @@ demo: ## real flights, two tenants, an epoch switched under load (ONCE=1 to end 
 test: ## every test but the slow fault injection
 	@scripts/setup.sh $(VENV) test
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+parity: ## the client against pandas, every family with 400 examples (about 4 minutes of CPU time), and its scoreboard
+	@scripts/setup.sh $(VENV) test
+	ACCEL_CLIENT_EXAMPLES=400 $(BIN)/python -m pytest tests/property/test_client_against_pandas.py --timeout 2400 $(ARGS)
+	$(BIN)/python scripts/client_parity.py
 
 chaos: ## slow fault injection: kill, freeze and cut every process under load
 	@scripts/setup.sh $(VENV) test

@@ -224,7 +224,6 @@ class Moving:
     def __init__(self, series: Any, frame: Frame, min_periods: int | None, default: int) -> None:
         self._series = series
         self._frame = frame
-        self._given = min_periods
         self._min_periods = default if min_periods is None else min_periods
 
     def _moved(self, func: str, min_periods: int | None = None, **options: Any) -> Any:
@@ -251,7 +250,7 @@ class Moving:
     def count(self) -> Any:
         """How many values are there."""
         over, expr = self._series._over("a window")
-        least = self._given or 0
+        least = self._min_periods
         counted = over.moving("count", expr, self._frame, 0)
         if least < 2:
             return self._series._windowed(counted)

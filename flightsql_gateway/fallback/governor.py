@@ -116,7 +116,7 @@ class Fallback:
 
     def is_first(self, query: Query, table: RoutingTable) -> bool:
         """Whether the policy is to ask the engine and not memory."""
-        if query.identity.tenant not in table.always_at_engines:
+        if query.identity.tenant not in table.always_at_engines or query.pins:
             return False
         found = self._routes(query, table)
         return found is not None and is_allowed(found[1], FallbackReason.POLICY)
@@ -124,7 +124,8 @@ class Fallback:
     def covers(self, query: Query, table: RoutingTable, error: AccelError) -> bool:
         """Whether the engine would be asked where memory gives `error`."""
         reason = reason_of(error)
-        if reason is None or not table.fallbacks:
+        # The engine reads its own snapshot, not the epochs that a query is pinned to.
+        if reason is None or not table.fallbacks or query.pins:
             return False
         found = self._routes(query, table)
         return found is not None and is_allowed(found[1], reason)

@@ -179,6 +179,8 @@ def _kind(dtype: Any) -> str:
         return "bool"
     if pd.api.types.is_numeric_dtype(dtype):
         return "number"
+    if isinstance(dtype, pd.StringDtype):
+        return "text"
     if isinstance(dtype, pd.DatetimeTZDtype):
         return f"time {dtype.tz}"
     return str(dtype).partition("[")[0]
