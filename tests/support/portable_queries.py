@@ -69,7 +69,6 @@ with t as (select k, sum(m) as total from fact group by k) select k, total, tota
 with a as (select * from fact where b), c as (select k, count(*) as n from a group by k) select c.k, c.n, d.label from c join dim d on d.k = c.k order by c.k
 select avg(total) as a from (select k, sum(n) as total from fact group by k) t
 select id from fact where k in (select k from dim where grp = 1) order by id
-select id from fact where k not in (select k from dim where grp = 1) order by id
 select id, m from fact where m > (select avg(m) from fact) order by id
 select k, n from fact where b union all select k, grp from dim order by 1, 2
 select s from fact union select label from dim order by s
@@ -97,6 +96,8 @@ select id, g from fact where g > 9223372036854775000 or g < -9223372036854775000
 select id from fact where n between -10 and 10.5 and id % 3 = 1 order by id
 select ID, Fact.N from FACT order by Id limit 3
 select t.s as "Grün" from fact as t where id = 7
+select id from fact where n in (select k from fact) and (b or m > 0) order by id
+select k, count(*) as c from fact where k in (select grp from dim where w > 1) and n in (select n from fact where b) group by k order by k
 """.splitlines()  # noqa: E501
     if line.strip()
 )

@@ -379,6 +379,34 @@ def contains_aggregate(node: Node) -> bool:
     return node.op in AGGREGATES or any(contains_aggregate(one) for one in node.args)
 
 
+def check_subqueries(condition: Node | None) -> None:
+    """Let IN (SELECT ...) stand only where UNKNOWN is as good as FALSE: as one of a WHERE's
+    conjuncts. Elsewhere some engine forgets the subquery's NULLs."""
+    if condition is None:
+        return
+    if condition.op == "and":
+        for one in condition.args:
+            check_subqueries(one)
+    elif condition.op == "in_query":
+        check_no_subquery(*condition.args)
+        if not reads_column(condition.args[0]):
+            refuse("a constant IN a subquery", "some engine forgets the subquery's NULLs")
+    else:
+        check_no_subquery(condition)
+
+
+def check_no_subquery(*nodes: Node | None) -> None:
+    for node in nodes:
+        if node is None:
+            continue
+        if node.op == "in_query":
+            refuse(
+                "IN a subquery anywhere but as a condition of WHERE by itself, or NOT IN",
+                "some engine forgets the subquery's NULLs there",
+            )
+        check_no_subquery(*node.args)
+
+
 def reads_column(node: Node) -> bool:
     return node.op == "column" or any(map(reads_column, node.args))
 

@@ -11,7 +11,11 @@ from sqlglot import exp
 from accel_dask.model.ids import DatasetId
 from accel_dask.model.snapshot import Column
 from accel_dask.query_planner.portable.coerce import compared
-from accel_dask.query_planner.portable.expressions import Reader, contains_aggregate
+from accel_dask.query_planner.portable.expressions import (
+    Reader,
+    check_no_subquery,
+    contains_aggregate,
+)
 from accel_dask.query_planner.portable.names_in_scope import Scope, Source
 from accel_dask.query_planner.portable.refusals import check_arguments, refuse, told
 from accel_dask.query_planner.portable.tree import (
@@ -152,6 +156,7 @@ class FromReader:
             condition = self._reader_of(self._scope()).condition(join.args["on"])
             if contains_aggregate(condition):
                 refuse("an aggregate in ON")
+            check_no_subquery(condition)
         if condition is None:
             if kind == "LEFT":
                 refuse("a LEFT JOIN without a condition")

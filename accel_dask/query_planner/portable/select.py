@@ -11,7 +11,13 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from accel_dask.query_planner.portable.coerce import coerced
-from accel_dask.query_planner.portable.expressions import Reader, contains_aggregate, reads_column
+from accel_dask.query_planner.portable.expressions import (
+    Reader,
+    check_no_subquery,
+    check_subqueries,
+    contains_aggregate,
+    reads_column,
+)
 from accel_dask.query_planner.portable.from_clause import FromReader, Relation, Table, full_size
 from accel_dask.query_planner.portable.names_in_scope import Scope, Source
 from accel_dask.query_planner.portable.refusals import check_arguments, refuse, told
@@ -146,6 +152,7 @@ class QueryReader:
         reader = replace(reader, aliases=aliases, is_grouped=group is not None)
         where = node.args.get("where")
         where_node = reader.condition(where.this) if where is not None else None
+        check_subqueries(where_node)
         if where_node is not None and contains_aggregate(where_node):
             refuse("an aggregate in WHERE")
         items = self._items(node, reader)
@@ -284,6 +291,7 @@ class _Clauses:
         having = select.args.get("having")
         condition = self._reader.condition(having.this) if having is not None else None
         order = self._order()
+        check_no_subquery(*self._nodes, *(one.node for one in order), condition)
         is_grouped = select.args.get("group") is not None or any(
             contains_aggregate(node)
             for node in (*self._nodes, *(one.node for one in order), condition)
