@@ -18,6 +18,8 @@ class Quota:
 
     memory_bytes_per_host: int = 1024 * MIB
     """Shard files plus executor memory on any one host."""
+    memory_bytes_on_all_hosts: int = 16 * 1024 * MIB
+    """Shard files on all hosts together, each replica counted."""
     executor_memory_bytes: int = 384 * MIB
     """DuckDB's memory limit in the tenant's executor; part of the per-host budget."""
     threads: int = 2

@@ -60,6 +60,7 @@ class Ledger:
         self.hosts: tuple[WorkerId, ...] = tuple(sorted(view.workers))
         self.sizes: Mapping[ShardId, int] = shard_sizes(view, shards)
         self.of_tenant = tenant_shards(view, tenant)
+        self._everywhere = sum(self.bytes_of(held) for held in self.of_tenant.values())
         self._memory = {w: found.record.memory_bytes for w, found in view.workers.items()}
         self._cores = {w: found.record.cores for w, found in view.workers.items()}
         self._cpu = cpu_guarantees(view)
@@ -125,6 +126,12 @@ class Ledger:
                 f"({mib(held)} now), above its {mib(self.quota.shard_bytes_per_host)} "
                 "(memory_bytes_per_host less executor_memory_bytes)"
             )
+        limit, held = self.quota.memory_bytes_on_all_hosts, self._everywhere
+        if held + more > limit:
+            return (
+                f"tenant {self.tenant} would hold {mib(held + more)} of shards on all hosts "
+                f"together ({mib(held)} now), above its {mib(limit)} (memory_bytes_on_all_hosts)"
+            )
         needs = self.bytes_of(wanted - self._files.get(host, set()))
         if (self.tenant, ExecutorKind.HOT) not in self._executors.get(host, {}):
             needs += self.quota.executor_memory_bytes
@@ -147,7 +154,9 @@ class Ledger:
         added = set(shards)
         if not added:
             return
-        self.of_tenant.setdefault(host, set()).update(added)
+        held = self.of_tenant.setdefault(host, set())
+        self._everywhere += self.bytes_of(added - held)
+        held.update(added)
         self._files.setdefault(host, set()).update(added)
         executors = self._executors.setdefault(host, {})
         executors.setdefault((self.tenant, ExecutorKind.HOT), self.quota.executor_memory_bytes)

@@ -18,6 +18,7 @@ from accel_dask.model.commit import apply_commit
 from accel_dask.model.ids import EpochNumber, TenantId
 from accel_dask.model.tenant import MIB
 from accel_dask.scheduler_plugin.admission import admit, memory_is_coming_back
+from accel_dask.scheduler_plugin.placement import place
 from accel_dask.scheduler_plugin.publish import (
     can_take_up,
     is_current,
@@ -183,6 +184,16 @@ def test_a_spread_dataset_may_be_larger_than_one_hosts_budget() -> None:
     admit(world.view, wide, world.planned_shards(wide, tasks))
     with pytest.raises(QuotaExceeded, match=r"on 3 host\(s\)"):
         admit(world.view, wide, world.planned_shards(wide, [*tasks, *map(more, range(3))]))
+
+
+def test_a_tenant_is_bounded_on_all_hosts_together_with_every_replica_counted() -> None:
+    wide = spread_dataset()
+    world = World().begin(hosts=3, memory_bytes_on_all_hosts=130 * MIB)
+    world.declare(wide)
+    tasks = [shard_task(f"s{i}", 20 * MIB) for i in range(6)]
+    place(world.view, wide, world.planned_shards(wide, tasks))
+    with pytest.raises(QuotaExceeded, match=r"140.0 MiB .* on all hosts together .* 130.0 MiB"):
+        place(world.view, wide, world.planned_shards(wide, [*tasks, more(1)]))
 
 
 def more(number: int) -> object:
