@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.dataset import PublishRequest
+from accel_dask.model.dataset import ColdPolicy, PublishRequest
 from accel_dask.model.epoch import Epoch, EpochState
 from accel_dask.model.executor import ExecutorState
 from accel_dask.model.member import Gateway
@@ -36,6 +36,8 @@ def waiting_for(view: ClusterView, epoch: Epoch) -> str:
         told.append(_for_executors(view, epoch, placement))
     else:
         told.append(_for_loads(view, placement))
+    if epoch.state is EpochState.READY and epoch.cold is ColdPolicy.ALLOW:
+        told.append(_for_stand_ins(view, epoch))
     lost = lost_hosts(view, placement)
     if lost:
         told.append(f"host {', '.join(lost)} is gone and no other one can take its shards")
@@ -89,6 +91,16 @@ def _for_cold(view: ClusterView, epoch: Epoch, placement: Placement) -> str:
     return (
         "no host has room for the cold executor that its cold shards need "
         f"(cold_memory_bytes, {mib(quota.cold_memory_bytes)})"
+    )
+
+
+def _for_stand_ins(view: ClusterView, epoch: Epoch) -> str:
+    ledger = Ledger(view, epoch.tenant)
+    if ledger.cold_hosts:
+        return ""
+    return (
+        "no host has room for a cold executor to stand in for hot ones "
+        f"(cold_memory_bytes, {mib(ledger.quota.cold_memory_bytes)})"
     )
 
 

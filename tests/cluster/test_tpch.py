@@ -29,6 +29,12 @@ def test_spread_facts_answer_tpch_as_plain_duckdb_does(hosts: int) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
+def test_facts_that_are_mostly_cold_answer_tpch_as_plain_duckdb_does() -> None:
+    check(run(2, scale=0.1, hot_shards=4), AT_LEAST)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_tpch_at_scale_one_answers_as_plain_duckdb_does(hosts: int) -> None:
     check(run(hosts, scale=1), AT_LEAST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -18,9 +18,10 @@ from answers import (
     plain_answer,
     publish_all,
 )
-from tpch_data import QUERIES, PlainTpch, tpch_datasets, tpch_quota
+from tpch_data import FACTS, QUERIES, PlainTpch, tpch_datasets, tpch_quota
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
+from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.tenant import Quota
 
 ORDER_BY: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
@@ -58,13 +59,27 @@ class Outcome:
     wrong: str = ""
 
 
-def run(hosts: int, scale: float, rounds: int = 1, quota: Quota | None = None) -> list[Outcome]:
+def run(
+    hosts: int,
+    scale: float,
+    rounds: int = 1,
+    quota: Quota | None = None,
+    hot_shards: int | None = None,
+) -> list[Outcome]:
     """Every query on a fresh cluster; the best time of some rounds. Without a quota, the default
-    one, as far as memory holds the data."""
+    one, as far as memory holds the data. With `hot_shards` the other shards of facts are cold."""
     plain = PlainTpch.open(scale).engine
     with LocalAccelCluster(LocalOptions(workers=hosts)) as cluster:
         token = cluster.create_tenant("tpch", quota or tpch_quota(scale))
-        publish_all(cluster, tpch_datasets("tpch", scale))
+        publish_all(
+            cluster,
+            (
+                replace(one, cold=ColdPolicy.ALLOW, hot_shards=hot_shards)
+                if hot_shards is not None and one.name in FACTS
+                else one
+                for one in tpch_datasets("tpch", scale)
+            ),
+        )
         assert len(hosts_of(cluster, "tpch", "lineitem")) == hosts
         with gateway_client(cluster, "tpch", token) as client:
             outcomes = [

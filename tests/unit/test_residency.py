@@ -251,6 +251,9 @@ def test_without_a_host_for_a_cold_executor_nothing_is_left_cold() -> None:
     world.publish(roomy, SHARDS)
     world.settle()
     assert world.serving_number(roomy) == 1, "all of it is in memory, and nobody stands in"
+    served = world.view.serving_epoch(roomy.dataset_id)
+    assert served is not None
+    assert "no host has room for a cold executor to stand in" in waiting_for(world.view, served)
     assert plans(world, ExecutorKind.COLD) == []
 
 
