@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
+from accel_dask.client.dask_collection import DaskCollection
 from accel_dask.client.expressions import Expr
 from accel_dask.client.lower import Compiled, compile_rows
 from accel_dask.client.nodes import Node
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from accel_dask.client.session import Session
 
 
-class Lazy:
+class Lazy(DaskCollection):
     """A view of a session's data that runs when it is asked to."""
 
     _is_series = False

@@ -74,7 +74,7 @@ class FlightTransport:
     """
 
     def __init__(self, url: str, user: str, token: str) -> None:
-        self._user, self._token = user, token
+        self._url, self._user, self._token = url, user, token
         self._headers = _BearerFactory()
         self._trailers = TrailerReader()
         try:
@@ -89,6 +89,10 @@ class FlightTransport:
         except BaseException:
             self._client.close()
             raise
+
+    def __reduce__(self) -> tuple[type[FlightTransport], tuple[str, str, str]]:
+        """Elsewhere it connects again, as the same user."""
+        return FlightTransport, (self._url, self._user, self._token)
 
     def query(
         self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str

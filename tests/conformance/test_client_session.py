@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import _thread
+import pickle
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import pytest
 from gateway_world import World, flights, wait_until
 
-from accel_dask.client import Session, connect
+import accel_dask.client.pandas as apd
+from accel_dask.client import Session, connect, magic
 from accel_dask.client.transport import _command, _wrapped
 from accel_dask.errors import EpochRetired, ExecutorUnavailable, InvalidQuery, Unauthenticated
 from accel_dask.model.dataset import Dataset, SourceSpec
@@ -143,3 +146,46 @@ def test_a_declared_order_is_known(world: World, session: Session) -> None:
     world.wait_applied()
     session.refresh()
     assert session.table("flights").head(2).compute()["id"].tolist() == [0, 1]
+
+
+def test_frames_are_dask_collections(session: Session) -> None:
+    df = session.table("flights")
+    counts, top = df.groupby("carrier").size(), df.delay.sort_values(ascending=False).head(1)
+    assert dask.is_dask_collection(counts)
+    one, other = dask.compute(counts, top)
+    assert one.to_dict() == {"C0": 34, "C1": 33, "C2": 33}
+    assert other.tolist() == [49.5]
+    assert dask.compute(dask.delayed(len)(counts))[0] == 3
+
+
+def test_a_frame_travels_and_connects_again(session: Session) -> None:
+    frame = pickle.loads(pickle.dumps(session.table("flights").groupby("carrier").size()))
+    try:
+        assert frame.compute().to_dict() == {"C0": 34, "C1": 33, "C2": 33}
+    finally:
+        frame._session.close()
+
+
+def test_cells_of_sql_run_on_the_default_session(session: Session) -> None:
+    shell = FakeShell()
+    magic.load_ipython_extension(shell)
+    apd.use_session(session)
+    shell.magics["accel"]("found", "SELECT carrier, count(*) AS n FROM flights GROUP BY 1")
+    assert shell.variables["found"].set_index("carrier")["n"].to_dict() == {
+        "C0": 34, "C1": 33, "C2": 33,
+    }  # fmt: skip
+
+
+class FakeShell:
+    """What of IPython's shell the magic uses."""
+
+    def __init__(self) -> None:
+        self.magics: dict[str, Any] = {}
+        self.variables: dict[str, Any] = {}
+
+    def register_magic_function(self, function: Any, kind: str, name: str) -> None:
+        assert kind == "line_cell"
+        self.magics[name] = function
+
+    def push(self, variables: dict[str, Any]) -> None:
+        self.variables.update(variables)
