@@ -29,7 +29,10 @@ _TICK_SECONDS: Final = 1.0
 _WINDOW_SECONDS: Final = 30.0
 _IMMEDIATE_STARTS: Final = 10
 """An executor that ends starts again at once, up to so many times in the window: the tenant has
-nobody else on this host. After that something kills it steadily, and starts begin to wait."""
+nobody else on this host."""
+_STEADY_END_SECONDS: Final = 0.2
+"""After that a start waits so long. Not longer: what ends it is its own tenant's, such as queries
+over its memory, and so is the CPU that the start takes."""
 _FIRST_BACKOFF_SECONDS: Final = 0.5
 _MAX_BACKOFF_SECONDS: Final = 15.0
 _UNANSWERED_PINGS: Final = 2
@@ -161,26 +164,25 @@ class ExecutorKeeper:
             if self._launch():
                 failures = 0
                 self._serve()
-                in_excess = self._count_death(deaths)
+                if self._ends_steadily(deaths):
+                    self._back_off(_STEADY_END_SECONDS)
             else:
                 failures += 1
-                in_excess = failures
-            if in_excess > 0:
-                self._back_off(in_excess)
+                self._back_off(_FIRST_BACKOFF_SECONDS * 2.0 ** min(failures - 1, 10))
 
-    def _count_death(self, deaths: deque[float]) -> int:
-        """By how many the executor's recent ends exceed what costs no wait."""
+    def _ends_steadily(self, deaths: deque[float]) -> bool:
+        """Whether the executor has ended so often lately that the next start shall wait."""
         now = time.monotonic()
         deaths.append(now)
         while deaths[0] < now - _WINDOW_SECONDS:
             deaths.popleft()
-        in_excess = len(deaths) - _IMMEDIATE_STARTS
-        if in_excess > 0 and not self._draining.is_set():
-            self._failure = f"it ended {len(deaths)} times within {_WINDOW_SECONDS:g} s"
-        return in_excess
+        if len(deaths) <= _IMMEDIATE_STARTS or self._draining.is_set():
+            return False
+        self._failure = f"it ended {len(deaths)} times within {_WINDOW_SECONDS:g} s"
+        return True
 
-    def _back_off(self, failures: int) -> None:
-        seconds = min(_MAX_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * 2.0 ** (failures - 1))
+    def _back_off(self, seconds: float) -> None:
+        seconds = min(_MAX_BACKOFF_SECONDS, seconds)
         if not self._draining.is_set():
             logger.warning("%s: starting it again in %.1f s", self, seconds)
         until = time.monotonic() + seconds
