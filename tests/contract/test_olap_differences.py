@@ -108,6 +108,9 @@ REFUSED = (
      "select count(*) from t where not (k + 10 in (select k from t) and s <> 'a')", None),
     ("select n in (select k from fact) as i from fact", "sail",
      "select k + 10 in (select k from t) from t where k = 1", None),
+    ("select sum(a) as t from (select 1.5 as a from fact) q", "sail",
+     "select sum(a) from (select 1.5 as a from (select k as c from dim where k > 1000) q) r",
+     "select cast(null as integer)"),
     ("select sum(x) as t from fact group by k having sum(x) = 1.5", "sail",
      "select 0.1e0 + 0.2e0 + 0.3e0", "select 0.3e0 + 0.2e0 + 0.1e0"),
 )  # fmt: skip

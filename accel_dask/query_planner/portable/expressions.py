@@ -363,10 +363,10 @@ class Reader:
             refuse(told(node), "an aggregate of an aggregate is no SQL")
         if is_distinct:
             _check_equality(value, value)
-            if not reads_column(value):
-                refuse(told(node), "of a constant some engine counts one value in no rows")
         if where is not None:
             value = _case_of([where], [value])
+        if not reads_column(value) and (is_distinct or not isinstance(node, exp.Count)):
+            refuse(told(node), "of a constant in no rows some engine makes a value")
         return _aggregate_of(node, value, is_distinct)
 
 
@@ -408,7 +408,8 @@ def check_no_subquery(*nodes: Node | None) -> None:
 
 
 def reads_column(node: Node) -> bool:
-    return node.op == "column" or any(map(reads_column, node.args))
+    """Whether its value may differ from row to row."""
+    return (node.op == "column" and not node.is_constant) or any(map(reads_column, node.args))
 
 
 def _check_equality(left: Node, right: Node) -> None:

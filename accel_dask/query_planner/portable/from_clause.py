@@ -15,6 +15,7 @@ from accel_dask.query_planner.portable.expressions import (
     Reader,
     check_no_subquery,
     contains_aggregate,
+    reads_column,
 )
 from accel_dask.query_planner.portable.names_in_scope import Scope, Source
 from accel_dask.query_planner.portable.refusals import check_arguments, refuse, told
@@ -118,6 +119,7 @@ class FromReader:
                     text=f"{alias}.c{index}",
                     size=_size(query, index),
                     is_exact=_is_exact(query, index),
+                    is_constant=is_constant(query, index),
                 ),
             )
             for index, output in enumerate(query.outputs)
@@ -189,6 +191,13 @@ def _size(query: Query, index: int) -> int:
     return max(_size(branch, index) for branch in getattr(query, "branches", ())) or full_size(
         query.outputs[index].type
     )
+
+
+def is_constant(query: Query, index: int) -> bool:
+    items = getattr(query, "items", None)
+    if items is not None:
+        return not reads_column(items[index].node)
+    return all(is_constant(branch, index) for branch in getattr(query, "branches", ()))
 
 
 def _is_exact(query: Query, index: int) -> bool:

@@ -18,7 +18,12 @@ from accel_dask.query_planner.portable.expressions import (
     contains_aggregate,
     reads_column,
 )
-from accel_dask.query_planner.portable.from_clause import FromReader, Relation, Table, full_size
+from accel_dask.query_planner.portable.from_clause import (
+    FromReader,
+    Relation,
+    Table,
+    full_size,
+)
 from accel_dask.query_planner.portable.names_in_scope import Scope, Source
 from accel_dask.query_planner.portable.refusals import check_arguments, refuse, told
 from accel_dask.query_planner.portable.tree import (
@@ -373,8 +378,6 @@ class _Clauses:
         for node in dict.fromkeys(nodes):
             if contains_aggregate(node) or not node.is_exact:
                 refuse("GROUP BY of an aggregate, or of doubles that were rounded")
-            if node.type == NULL:
-                refuse("GROUP BY NULL")
             self._keys.append(Item(f"k{len(self._keys)}", node))
 
     def _key_node(self, node: exp.Expr) -> Node:

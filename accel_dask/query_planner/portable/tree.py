@@ -32,6 +32,8 @@ class Node:
     is_adaptable: bool = False
     """An integer literal, which takes the type of what it is computed with."""
     query: Query | None = None
+    is_constant: bool = False
+    """A column of a subquery that has one value in all rows, whatever they are."""
 
     @property
     def is_wide(self) -> bool:
