@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 from accel_dask.errors import AccelError
 
 if TYPE_CHECKING:
-    from accel_dask.client.frame import DataFrame
+    from accel_dask.client.lazy import Lazy
 
 
-def preview_html(frame: DataFrame) -> str:
+def preview_html(frame: Lazy) -> str:
     """The first rows of `frame`, by one bounded query, and where they came from."""
     count = frame._session.options.preview_rows
     if not count:
@@ -26,6 +26,7 @@ def preview_html(frame: DataFrame) -> str:
             shown = frame.compute()
     except AccelError as error:
         return f"<pre>{html.escape(repr(frame))}\n{html.escape(str(error))}</pre>"
+    shown = shown if hasattr(shown, "to_html") else shown.to_frame()
     more = " · more rows" if len(shown) > count else ""
     last = frame._session.last_query
     footer = html.escape((last.line() if last else "") + more)

@@ -49,11 +49,6 @@ class DataFrame(Lazy):
         more = ", ..." if len(self._view.columns) > 20 else ""
         return f"<accel DataFrame [{shown}{more}]; .compute() runs it>"
 
-    def _repr_html_(self) -> str:
-        from accel_dask.client.display import preview_html
-
-        return preview_html(self)
-
     def __dir__(self) -> list[str]:
         names = [one for one in self._view.labels if isinstance(one, str) and one.isidentifier()]
         return [*super().__dir__(), *names]

@@ -30,6 +30,11 @@ class Lazy(DaskCollection):
         self._max_rows: int | None = None
         self._fetched: tuple[View, int, pa.Table] | None = None
 
+    def _repr_html_(self) -> str:
+        from accel_dask.client.display import preview_html
+
+        return preview_html(self)
+
     # What will run
 
     @property

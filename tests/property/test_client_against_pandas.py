@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
@@ -686,6 +687,12 @@ def test_pipelines(world: World, table: pa.Table, chosen: list[str]) -> None:
         return df.sort_values(list(df.columns))
 
     both(world, table, apply, index=False)
+    sql = world.transport.sent[-1]
+    bound = re.search(r" LIMIT (\d+)$", sql)
+    assert bound is not None
+    assert int(bound[1]) <= 10_001
+    if chosen[0] == "filter":
+        assert 'WHERE t0."i" > (-4)' in sql, "a predicate on the scan must stay raw"
 
 
 def _step(df: Any, step: str) -> Any:

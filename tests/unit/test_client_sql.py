@@ -204,3 +204,19 @@ def test_expressions_that_use_one_another_do_not_grow_without_end(
         df = df.assign(distance=df.distance + df.distance)
     assert df.distance.sum() == 1000 * 2**12
     assert len(df.sql) < 20_000
+
+
+def test_columns_are_shown_in_notebooks_too(world: tuple[Session, LocalTransport]) -> None:
+    df = world[0].table("flights")
+    assert "UA" in df.carrier._repr_html_()
+    assert "AA" in df.carrier.value_counts()._repr_html_()
+
+
+def test_tools_that_take_narwhals_send_one_query(world: tuple[Session, LocalTransport]) -> None:
+    import narwhals as nw
+
+    session, transport = world
+    eager = nw.from_native(session.table("flights"), eager_only=True)
+    assert eager.columns == ["flight_date", "carrier", "delay", "distance"]
+    assert eager["distance"].sum() == 1000
+    assert len(transport.sent) == 1
