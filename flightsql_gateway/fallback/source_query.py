@@ -100,6 +100,7 @@ class SourceQuery:
             self._end(DeadlineExceeded("the engine gave no sign of life within the deadline"))
 
     def _pull(self) -> None:
+        self.check_wanted()
         stream = self._start()
         with self._changed:
             self._stream = stream
@@ -147,7 +148,8 @@ class SourceQuery:
         stream = self._stream
         if stream is not None:
             stream.cancel()
-        self._thread.join(_GRACE_SECONDS)
+        if self._thread.is_alive():
+            self._thread.join(_GRACE_SECONDS)
         self._end(QueryCancelled("nobody waits for the answer any more"))
 
 
