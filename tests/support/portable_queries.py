@@ -97,6 +97,8 @@ select id from fact where n between -10 and 10.5 and id % 3 = 1 order by id
 select ID, Fact.N from FACT order by Id limit 3
 select t.s as "Grün" from fact as t where id = 7
 select id from fact where n in (select k from fact) and (b or m > 0) order by id
+select k, sum(m * (1 - m)) as a, sum(m * (1 - m) * (1 + m)) as b from fact group by k order by k
+select sum(price * (1 - part)) as r, sum(price * (1 - part) * (1 + part)) as c, avg(price * part) as a from (select cast(n as decimal(15, 2)) as price, cast(k as decimal(15, 2)) as part from fact) t
 select k, count(*) as c from fact where k in (select grp from dim where w > 1) and n in (select n from fact where b) group by k order by k
 """.splitlines()  # noqa: E501
     if line.strip()

@@ -168,6 +168,9 @@ class MariaDbWriter(Writer):
         left, right = (self.expression(one) for one in node.args)
         return f"({left} <=> {right})"
 
+    def narrowed(self, node: Node) -> str:
+        return self.expression(node.args[0])  # a cast would clamp; it computes with 65 digits
+
     def concat(self, node: Node) -> str:
         left, right = (self.expression(one) for one in node.args)
         return f"CONCAT({left}, {right})"
@@ -251,6 +254,9 @@ class StarRocksWriter(MariaDbWriter):
 
     def order_key(self, text: str, key: OrderKey) -> str:
         return Writer.order_key(self, text, key)
+
+    def narrowed(self, node: Node) -> str:
+        raise NotPortable(f"{self.name} makes NULL of {node.type} with too many digits")
 
     def like(self, node: Node) -> str:
         return f"({self.expression(node.args[0])} LIKE {self.text(node.text)})"

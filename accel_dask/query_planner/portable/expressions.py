@@ -468,6 +468,8 @@ def _sum(value: Node, text: str) -> Node:
     kind = sum_type(value.type)
     if kind == DOUBLE:
         return Node("sum", DOUBLE, (value,), text=text, is_exact=False)
+    if kind.kind is Kind.DECIMAL and value.size + _SUM_DIGITS > MAX_DIGITS:
+        value = _narrowed(value)
     size = value.size + (_SUM_BITS if kind.kind is Kind.INT else _SUM_DIGITS)
     digits = digits_of_bits(size) if kind.kind is Kind.INT else size
     if digits > MAX_DIGITS:
@@ -487,15 +489,29 @@ def _number_arithmetic(op: str, sign: str, left: Node, right: Node, what: str) -
         if digits_of_bits(size) > MAX_DIGITS:
             refuse(what, f"it may have more than {MAX_DIGITS} digits")
         return Node(op, kind, (left, right), size=size)
-    scales = left.type.scale, right.type.scale
-    if op == "mul":
-        size = left.digits + right.digits + 1
-    else:
-        whole = max(left.digits - scales[0], right.digits - scales[1])
-        size = whole + max(scales) + 1
+    if _decimal_digits(op, left, right) > MAX_DIGITS:
+        left, right = _narrowed(left), _narrowed(right)
+    size = _decimal_digits(op, left, right)
     if size > MAX_DIGITS:
         refuse(what, f"an engine may need more than {MAX_DIGITS} digits for it")
     return Node(op, kind, (_decimal_operand(left), _decimal_operand(right)), size=size)
+
+
+def _decimal_digits(op: str, left: Node, right: Node) -> int:
+    """That an engine may need for the result."""
+    if op == "mul":
+        return left.digits + right.digits + 1
+    scales = left.type.scale, right.type.scale
+    whole = max(left.digits - scales[0], right.digits - scales[1])
+    return whole + max(scales) + 1
+
+
+def _narrowed(node: Node) -> Node:
+    """A decimal with no more digits than DuckDB gives it: it fails on larger values, so that the
+    engine may, but must not answer."""
+    if node.type.kind is not Kind.DECIMAL or node.size <= node.type.width:
+        return node
+    return Node("narrow", node.type, (node,), size=node.type.width)
 
 
 def _decimal_operand(node: Node) -> Node:

@@ -232,6 +232,10 @@ class Writer:
     def casted(self, node: Node) -> str:
         return self.cast(self.expression(node.args[0]), node.type, node.size)
 
+    def narrowed(self, node: Node) -> str:
+        """A decimal that has no more than so many digits; the engine fails where it has more."""
+        return self.casted(node)
+
     def number(self, node: Node, of: Node) -> str:
         """`node` as an operand of `of`, wide enough that nothing wraps around."""
         text = self.expression(node)
@@ -372,6 +376,7 @@ _WRITERS: Final[Mapping[str, Callable[[Writer, Node], str]]] = {
     "literal": lambda writer, node: writer.literal(node),
     "null": lambda writer, node: writer.null(node),
     "cast": lambda writer, node: writer.casted(node),
+    "narrow": lambda writer, node: writer.narrowed(node),
     "add": lambda writer, node: writer.arithmetic(node),
     "sub": lambda writer, node: writer.arithmetic(node),
     "mul": lambda writer, node: writer.arithmetic(node),
