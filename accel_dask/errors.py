@@ -285,6 +285,10 @@ class UnsupportedOperation(ClientError, NotImplementedError):
     """It has no bounded SQL. The message says what to write instead."""
 
 
+class UnsupportedAttribute(UnsupportedOperation, AttributeError):
+    """The same of an attribute, so that `hasattr` says that it is not there."""
+
+
 class OrderRequired(ClientError):
     """The result depends on the order of rows, and the frame has none."""
 

@@ -132,7 +132,8 @@ def end_to_end(scale: float) -> None:
     except ImportError:
         print("Polars is not installed: not measured")
         return
-    frame = pl.from_arrow(table)
+    numbers = [pl.col(name).cast(pl.Float64) for name in ("l_quantity", "l_extendedprice")]
+    frame = pl.from_arrow(table).with_columns(numbers)
     aggregates = [pl.col("l_quantity").sum(), pl.col("l_extendedprice").mean()]
     report("polars, in memory", lambda: frame.group_by("l_shipmode").agg(aggregates), 10)
 

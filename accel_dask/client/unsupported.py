@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from accel_dask.errors import UnsupportedOperation
+from accel_dask.errors import UnsupportedAttribute, UnsupportedOperation
 
 _PULL: Final = "or bring a bounded part to pandas: .head(n).compute()"
 
@@ -68,12 +68,12 @@ _REWRITES: Final[dict[str, str]] = {
 }  # fmt: skip
 
 
-def rewrite(name: str) -> UnsupportedOperation | None:
+def rewrite(name: str) -> UnsupportedAttribute | None:
     """The error for pandas' `name`; None: pandas has no such thing that we know of."""
     advice = _REWRITES.get(name)
     if advice is None:
         return None
-    return UnsupportedOperation(f"{name} is not served, as it has no bounded SQL; {advice}")
+    return UnsupportedAttribute(f"{name} is not served, as it has no bounded SQL; {advice}")
 
 
 def no_inplace(inplace: bool) -> None:

@@ -133,6 +133,7 @@ def test_series_of_other_rows_do_not_align(world: tuple[Session, LocalTransport]
 
 def test_what_is_not_served_says_what_to_write(world: tuple[Session, LocalTransport]) -> None:
     df = world[0].table("flights")
+    assert not hasattr(df, "iloc"), "tools that look for pandas must not trip"
     for operation, advice in (
         (lambda: df.apply(len), "where/mask"),
         (lambda: df.carrier.map(len), "where/mask"),
