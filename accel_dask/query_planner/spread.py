@@ -261,6 +261,8 @@ class _Splitter:
             self._check(scan, width, [shards for _, shards in shares])
         why = self._why_not.get(id(scan.reference.node), "")
         named = self._columns.of(scan)
+        if not set(columns) <= set(named):  # nothing but rows is wanted: any column will do
+            columns = (min(named, key=lambda column: least_width(column.type)),)
         others = tuple(
             (read.route, tuple(shard_ids(read))) for one in conditions for read in one.reads
         )

@@ -124,6 +124,7 @@ select carrier, first(x order by x) as f, last(x order by x) as l, any_value(car
 select distinct on (name) name, x, gap from flights where x > 3 order by name, x desc
 select max(x, 3) as m, min(name, 2) as n, arg_max(name, x, 2) as a, carrier from flights group by carrier order by carrier
 select carrier, count(*) as n, rank() over (order by count(*) desc, carrier) as r from flights group by carrier order by r
+with q as (select 1 as a from nothing) select distinct cast(9.5 as decimal(9, 2)) as c from flights f where f.delay is distinct from -1.25 order by 1
 """
 UNORDERED = """
 select count(*), sum(x), avg(gap), min(day), stddev(small) from flights where x > 1000
