@@ -20,7 +20,8 @@ AccelError
 │                           EngineDisagrees
 ├─ QueryCancelled
 └─ ClientError              UnsupportedOperation · OrderRequired · AlignmentError ·
-                            UnknownColumn · ResultTooLarge · FallbackForbidden
+                            UnknownColumn · ResultTooLarge · SchemaChanged ·
+                            FallbackForbidden
 
 Two attributes say what a caller may do: `retryable` (the same request may succeed
 when it is sent again) and `falls_back` (another engine may answer it). `code` is the
@@ -305,6 +306,10 @@ class UnknownColumn(ClientError, KeyError):
 
 class ResultTooLarge(ClientError):
     """The answer has more rows than the session fetches."""
+
+
+class SchemaChanged(ClientError):
+    """The dataset's columns are no longer those that the frame was made for."""
 
 
 class FallbackForbidden(ClientError):

@@ -27,6 +27,7 @@ from accel_dask.errors import (
     ConfigError,
     FallbackForbidden,
     ResultTooLarge,
+    SchemaChanged,
     UnknownTable,
 )
 
@@ -83,6 +84,8 @@ class Session:
         self.fallbacks = 0
         """Answers that came from the OLAP engine."""
         self._scans: dict[str, Scan] = {}
+        self._checked: dict[str, int] = {}
+        """Epoch of each dataset whose columns are those of its scan."""
         self._pins: dict[str, int] | None = None
         self._cache = _Cache()
 
@@ -115,6 +118,7 @@ class Session:
     def refresh(self) -> None:
         """Forget what is known of datasets' columns."""
         self._scans.clear()
+        self._checked.clear()
 
     def _scan(self, name: str) -> Scan:
         schemas = self._transport.tables()
@@ -194,6 +198,7 @@ class Session:
 
     def _note(self, provenance: Provenance) -> None:
         self.last_query = provenance
+        self._check_columns(provenance)
         if provenance.route != "olap":
             return
         self.fallbacks += 1
@@ -209,6 +214,32 @@ class Session:
                 notice(f"answered by the OLAP engine, not from memory: {provenance.reason}")
             case Fallback.ALLOW:
                 pass
+
+    def _check_columns(self, provenance: Provenance) -> None:
+        """What SQL a frame compiles to depends on types, and an epoch may bring others: they are
+        looked at again whenever an answer comes from another epoch than the one before.
+
+        Raises:
+            SchemaChanged: they are others.
+        """
+        new = [
+            (name, epoch)
+            for name, epoch in provenance.epochs
+            if name in self._scans and self._checked.get(name) != epoch
+        ]
+        if not new:
+            return
+        schemas = self._transport.tables()
+        for name, epoch in new:
+            found = schemas.get(name)
+            now = () if found is None else _fields(found)
+            before = self._scans[name].fields
+            if [(f.name, f.dtype) for f in now] != [(f.name, f.dtype) for f in before]:
+                raise SchemaChanged(
+                    f"the columns of {name} changed with epoch {epoch}: call session.refresh() "
+                    f"and make the frame again from session.table({name!r})"
+                )
+            self._checked[name] = epoch
 
     # Snapshots
 

@@ -15,7 +15,13 @@ from gateway_world import World, flights, wait_until
 import accel_dask.client.pandas as apd
 from accel_dask.client import Session, connect, magic
 from accel_dask.client.transport import _command, _wrapped
-from accel_dask.errors import EpochRetired, ExecutorUnavailable, InvalidQuery, Unauthenticated
+from accel_dask.errors import (
+    EpochRetired,
+    ExecutorUnavailable,
+    InvalidQuery,
+    SchemaChanged,
+    Unauthenticated,
+)
 from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.ids import TenantId
 from accel_dask.store.records import put_record
@@ -109,6 +115,26 @@ def test_a_pinned_epoch_that_is_gone_is_an_error_and_never_another_answer() -> N
                 with pytest.raises(EpochRetired, match=r"epoch 2 by now.*pinned to 1"):
                     df.version.min()
             assert df.version.min() == 2
+    finally:
+        made.close()
+
+
+def test_columns_that_change_with_an_epoch_are_an_error_and_not_a_guess() -> None:
+    made = World()
+    try:
+        made.start()
+        made.tenant("acme")
+        made.serve("acme", {"flights": (1, [flights(1, 10)])})
+        with connect(made.url, user="acme", token="secret-of-acme") as session:
+            df = session.table("flights")
+            assert df.version.max() == 1
+            other = flights(2, 10)
+            other = other.set_column(3, "version", other["version"].cast("double"))
+            made.serve("acme", {"flights": (2, [other])}, generation=2)
+            with pytest.raises(SchemaChanged, match="refresh"):
+                df.version.max()
+            session.refresh()
+            assert session.table("flights").version.max() == 2.0
     finally:
         made.close()
 
