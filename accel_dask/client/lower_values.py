@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from sqlglot import exp
@@ -106,14 +106,19 @@ class Values:
     def inner(self, scope: Scope) -> Values:
         return Values(scope, self._subquery)
 
-    def keys(self, keys: tuple[Key, ...]) -> list[exp.Expr]:
+    def keys(self, keys: Sequence[Key]) -> list[exp.Expr]:
+        """The ORDER BY of `keys`. NaN counts as missing: for the engine it is the greatest value,
+        which makes no difference for an ascending key that none follows."""
+        last = len(keys) - 1
         return [
             sql.ordered(
-                self.of(key.expr if key.is_ascending and not key.nulls_first else clean(key.expr)),
+                self.of(key.expr)
+                if index == last and key.is_ascending and not key.nulls_first
+                else self.cleaned(key.expr),
                 is_ascending=key.is_ascending,
                 nulls_first=key.nulls_first,
             )
-            for key in keys
+            for index, key in enumerate(keys)
         ]
 
     def _column(self, expr: Column) -> exp.Expr:
