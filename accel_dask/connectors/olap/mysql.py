@@ -21,6 +21,7 @@ from accel_dask.errors import AccelError, ConfigError, EngineFailed, EngineUnava
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS: Final = 5
+_KILL_SECONDS: Final = 1
 _METADATA_SECONDS: Final = 10.0
 _BATCH_ROWS: Final = 1000
 _GONE: Final = frozenset({1040, 1045, 1053, 1158, 1159, 1160, 1161, 1927, 2002, 2003, 2006, 2013})
@@ -65,7 +66,7 @@ class MySqlEngine:
             self._open, _close_quietly, size=settings.pool_size, name=str(settings)
         )
 
-    def _connect(self) -> Any:
+    def _connect(self, seconds: float = _CONNECT_SECONDS) -> Any:
         import pymysql
 
         settings = self._settings
@@ -79,7 +80,9 @@ class MySqlEngine:
             password=settings.password(),
             database=settings.database or None,
             charset="utf8mb4",
-            connect_timeout=_CONNECT_SECONDS,
+            connect_timeout=seconds,
+            read_timeout=seconds,  # of the greeting too: a stopped server gives none
+            write_timeout=seconds,
             autocommit=True,
             ssl=context,
             ssl_disabled=context is None,
@@ -167,7 +170,7 @@ class MySqlEngine:
     def _kill(self, connection: Any) -> None:
         """Stop the statement at the server; then its socket, so that nobody waits for the end."""
         try:
-            other = self._connect()
+            other = self._connect(_KILL_SECONDS)
             with other, other.cursor() as cursor:
                 cursor.execute(f"KILL QUERY {int(connection.thread_id())}")
         except Exception as error:  # noqa: BLE001 - the closed socket ends it as well, later
