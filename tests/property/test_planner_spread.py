@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from planner_spread_world import (
     ACME,
+    MAY_ANSWER,
     Result,
     SpreadWorld,
     cooled,
@@ -38,11 +39,15 @@ def worlds() -> Iterator[list[SpreadWorld]]:
     plain.close()
 
 
-def check(world: SpreadWorld, sql: str, *, is_ordered: bool = False) -> None:
+def check(
+    world: SpreadWorld, sql: str, *, is_ordered: bool = False, is_random: bool = False
+) -> None:
     """The same names, types and rows as in plain DuckDB; or an error there and here."""
     try:
         expected = world.expected(sql)
-    except duckdb.Error:
+    except duckdb.Error as error:
+        if is_random and isinstance(error, MAY_ANSWER):
+            return
         with pytest.raises(duckdb.Error):
             world.answer(sql)
         return
@@ -430,7 +435,7 @@ def test_random_queries_answer_as_on_plain_tables(
     inputs = world.plan(sql).fragments[0].inputs
     kinds = sorted({one.because.split(": ")[1].split(" of ")[0] for one in inputs})
     event(", ".join(kinds) or "one executor")
-    check(world, sql, is_ordered="order by 1" in sql)
+    check(world, sql, is_ordered="order by 1" in sql, is_random=True)
 
 
 PREPARED = """
