@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import duckdb
 import pytest
@@ -29,7 +29,15 @@ from answers import (
 )
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from random_queries import Choices, QueryWriter, RandomQuery, World, as_loaded, make_world
+from random_queries import (
+    Choices,
+    DrawnChoices,
+    QueryWriter,
+    RandomQuery,
+    World,
+    as_loaded,
+    make_world,
+)
 from sqllogic_runner import lay_out
 
 from accel_dask.flight_client import FlightSession
@@ -47,24 +55,7 @@ MAY_REFUSE: Final = 0.1
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(120 + QUERIES // 4)]
 
-T = TypeVar("T")
 Run = Callable[[str], Answer]
-
-
-class DrawnChoices:
-    """Choices that Hypothesis makes, and shrinks towards the first option."""
-
-    def __init__(self, draw: st.DrawFn) -> None:
-        self._draw = draw
-
-    def integer(self, low: int, high: int) -> int:
-        return self._draw(st.integers(low, high))
-
-    def pick(self, options: Sequence[T]) -> T:
-        return options[self._draw(st.integers(0, len(options) - 1))]
-
-    def chance(self, percent: int) -> bool:
-        return self._draw(st.integers(0, 99)) >= 100 - percent
 
 
 @dataclass

@@ -11,14 +11,17 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import duckdb
 import pyarrow as pa
 import pytest
 from answers import difference, plain_answer, to_answer
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from planner_spread_world import MAY_ANSWER, SpreadWorld, cooled, world_of
-from random_queries import QueryWriter, RandomQuery, SeededChoices, World, make_world
+from random_queries import DrawnChoices, QueryWriter, RandomQuery, World, make_world
 
 from accel_dask.errors import QueryError
 
@@ -68,18 +71,37 @@ def _cut(plain: duckdb.DuckDBPyConnection, table: str, split_by: str) -> list[pa
     return parts or [plain.sql(f"FROM {table}").to_arrow_table()]
 
 
+@st.composite
+def _queries(draw: st.DrawFn) -> RandomQuery:
+    """For a world that is called `WORLD`: all have tables of the same columns."""
+    return QueryWriter(DrawnChoices(draw), World("WORLD", (), ())).query()
+
+
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_random_queries_over_simulated_executors(
     plain: duckdb.DuckDBPyConnection, batch: int
 ) -> None:
     simulated, world = spread(plain, batch)
     kinds: Counter[str] = Counter()
-    for number in range(QUERIES // BATCHES):
-        query = QueryWriter(SeededChoices(f"{SEED}/{batch}/{number}"), world).query()
+
+    @seed(SEED * BATCHES + batch)
+    @settings(
+        max_examples=QUERIES // BATCHES,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    @given(_queries())
+    def ask(query: RandomQuery) -> None:
+        sql = query.sql.replace("WORLD_", f"{world.prefix}_")
         try:
-            kinds.update(check(simulated, query))
+            kinds.update(check(simulated, replace(query, sql=sql)))
         except AssertionError as error:
-            raise AssertionError(f"{SEED}/{batch}/{number}: {query.sql}\n{error}") from error
+            raise AssertionError(f"{sql}\n{error}") from error
+
+    ask()
     print(batch, dict(kinds))
     ASKED.update(kinds)
     assert kinds[REFUSED] <= QUERIES // BATCHES // 10

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import duckdb
+from hypothesis import strategies as st
 from sqllogic_runner import Layout
 
 T = TypeVar("T")
@@ -42,6 +43,22 @@ class SeededChoices:
 
     def chance(self, percent: int) -> bool:
         return self._random.random() * 100 < percent
+
+
+class DrawnChoices:
+    """Choices that Hypothesis makes, and shrinks towards the first option."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        self._draw = draw
+
+    def integer(self, low: int, high: int) -> int:
+        return self._draw(st.integers(low, high))
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self._draw(st.integers(0, len(options) - 1))]
+
+    def chance(self, percent: int) -> bool:
+        return self._draw(st.integers(0, 99)) >= 100 - percent
 
 
 @dataclass(frozen=True, slots=True)
