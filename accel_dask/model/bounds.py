@@ -50,7 +50,8 @@ def _number(column_type: str, text: str) -> BoundKey | None:
     pattern = _ISO.get(column_type)
     if pattern is None or not pattern.fullmatch(text):
         return None
-    return text.removesuffix("+00")
+    text = text.removesuffix("+00")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def merge_stats(

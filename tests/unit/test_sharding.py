@@ -169,3 +169,11 @@ def test_files_without_values_do_not_hide_the_bounds_of_others() -> None:
         name="c", null_count=5, lower="3", upper="5", exact=True
     )
     assert merge_stats("c", "INTEGER", [full, (None, 1)]) == ColumnStats(name="c")
+
+
+def test_one_time_in_two_spellings_is_one_bound() -> None:
+    for kind, zone in (("TIMESTAMP", ""), ("TIMESTAMP WITH TIME ZONE", "+00")):
+        texts = ["2024-05-01 10:00:00", "2024-05-01 10:00:00.0", "2024-05-01 10:00:00.000000"]
+        assert len({bound_key(kind, text + zone) for text in texts}) == 1
+        halves = [bound_key(kind, f"2024-05-01 10:00:00.{part}{zone}") for part in ("5", "500")]
+        assert halves[0] == halves[1] != bound_key(kind, texts[0] + zone)
