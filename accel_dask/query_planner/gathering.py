@@ -21,7 +21,7 @@ from accel_dask.query_planner.row_filters import conjuncts, keeps_filters, own_s
 from accel_dask.query_planner.scopes import Scope
 
 _MAX_DEPTH: Final = 4
-_INEXACT: Final = ("FLOAT", "DOUBLE")
+_INEXACT: Final = ("FLOAT", "DOUBLE", "INTERVAL")
 _AGGREGATED: Final = ("group", "having", "qualify", "limit", "offset")
 
 
@@ -142,15 +142,21 @@ def is_for_existence(scan: Scan) -> bool:
 
 def may_be_distinct(types: Iterator[str]) -> bool:
     """Whether equal values of these types are the same ones."""
-    return not any(kind in _INEXACT or ("(" in kind and "DECIMAL" not in kind) for kind in types)
+    return not any(
+        kind in _INEXACT or "[" in kind or ("(" in kind and "DECIMAL" not in kind) for kind in types
+    )
 
 
 def _is_surely_outside(column: exp.Column, scope: Scope) -> bool:
     """Whether what is no column of a scope that is known is certainly one of an outer SELECT."""
-    if column.table:
-        return all(source.name != column.table.lower() for source in scope.sources)
-    is_known = all(source.columns is not None for source in scope.sources)
-    return is_known and column.name.lower() not in scope.aliases
+    if any(source.columns is None for source in scope.sources) or column.args.get("db") is not None:
+        return False
+    if not column.table:
+        return column.name.lower() not in scope.aliases
+    name = column.table.lower()  # or that of a column of which it is a field
+    return all(
+        name != source.name and name not in (source.columns or ()) for source in scope.sources
+    )
 
 
 def _column_of(scan: Scan, name: str) -> tuple[str, str] | None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sqlglot import exp
 
-from accel_dask.query_planner.blocks import Block, NotMergeable, own_nodes, source_parts
+from accel_dask.query_planner.blocks import (
+    Block,
+    NotMergeable,
+    own_nodes,
+    same_column,
+    source_parts,
+)
 from accel_dask.query_planner.columns import least_width
 from accel_dask.query_planner.names import derived_name
 from accel_dask.query_planner.physical import SplicedText, quoted
@@ -52,6 +58,28 @@ def item_name(item: exp.Expr, block: Block, text: SplicedText) -> str:
     return quoted(name)
 
 
+def check_order(block: Block, names: Sequence[str]) -> None:
+    """ORDER BY must not go by a name that several columns of the result have, which are `names`,
+    in quotes: all of them are aliases where the parts are put together, and were not before.
+
+    Raises:
+        NotMergeable: it does.
+    """
+    order, items = block.select.args.get("order"), block.select.expressions
+    for by in (ordered.this for ordered in order.expressions) if order is not None else ():
+        if not isinstance(by, exp.Column) or by.table:
+            continue
+        found = [n for n, name in enumerate(names) if name.lower() == quoted(by.name).lower()]
+        if len(found) < 2:
+            continue
+        same = [items[n] for n in found] if len(items) == len(names) else []
+        is_one = all(isinstance(item, exp.Column) for item in same) and all(
+            same_column(item, same[0], block.scope) for item in same
+        )
+        if not same or not is_one:
+            raise NotMergeable("it is ordered by a name that several of its columns have")
+
+
 def _given_name(end: int, text: SplicedText) -> str:
     """What puts a name behind the item that ends there."""
     return next(
@@ -88,8 +116,7 @@ class SourceWriter:
             NotMergeable: a column or a name cannot be kept as it is.
         """
         items = self._block.select.expressions
-        for item in items:
-            self._write_item(item)
+        check_order(self._block, [self._write_item(item) for item in items])
         for clause in self._clauses():
             self._replace(clause, is_item=isinstance(clause, exp.Group | exp.Distinct))
 
@@ -112,13 +139,13 @@ class SourceWriter:
                 if isinstance(clause, exp.Expr) and not any(clause is one for one in before):
                     yield clause
 
-    def _write_item(self, item: exp.Expr) -> None:
+    def _write_item(self, item: exp.Expr) -> str:
+        """The item's name, in quotes."""
         count = len(self.edits)
-        has_name = isinstance(item, exp.Alias)
-        name = "" if has_name else item_name(item, self._block, self._text)
+        name = item_name(item, self._block, self._text)
         self._replace(item, is_item=True)
-        if has_name or len(self.edits) == count:
-            return
+        if isinstance(item, exp.Alias) or len(self.edits) == count:
+            return name
         span = self._text.span(item)
         assert span is not None
         if isinstance(item, exp.Column):
@@ -128,6 +155,7 @@ class SourceWriter:
             )
         elif not _given_name(span[1], self._text):
             self.edits.append(Edit(start=span[1], end=span[1], replacement=f" AS {name}"))
+        return name
 
     def _replace(self, root: exp.Expr, *, is_item: bool) -> None:
         scope = self._block.scope

@@ -29,7 +29,7 @@ from accel_dask.query_planner.blocks import (
     same_column,
 )
 from accel_dask.query_planner.columns import UsedColumns
-from accel_dask.query_planner.items import SourceWriter, is_star, item_name, star_names
+from accel_dask.query_planner.items import SourceWriter, check_order, is_star, item_name, star_names
 from accel_dask.query_planner.physical import (
     SplicedText,
     quoted,
@@ -103,7 +103,9 @@ def prepare(block: Block, text: SplicedText, scans: dict[int, Scan]) -> Merge:
         BlockKind.COMPLETE: writer.complete,
         BlockKind.SOURCE: writer.source,
     }
-    return write[block.kind]()
+    merge = write[block.kind]()
+    check_order(block, merge.names or [name for _, name in merge.items])
+    return merge
 
 
 def part_sql(
@@ -269,7 +271,7 @@ class _Writer:
     def _place_of(self, by: exp.Expr, names: list[str]) -> str:
         """Which column of the result it is ordered by."""
         if isinstance(by, exp.Literal):
-            return str(by.name)
+            return _position(by)
         if _is_all(by):
             return "ALL"
         items = self._block.select.expressions
@@ -299,7 +301,7 @@ class _Writer:
     def _row_order(self, merge: Merge, by: exp.Expr) -> tuple[str, str]:
         """By what a part and the whole are ordered."""
         if isinstance(by, exp.Literal):
-            return by.name, by.name
+            return _position(by), _position(by)
         if _is_all(by):
             return "ALL", "ALL"
         items = self._block.select.expressions
@@ -478,6 +480,12 @@ def _span(node: exp.Expr, text: SplicedText) -> tuple[int, int]:
     if span is None:
         raise NotMergeable("it is written in an unusual way")
     return span
+
+
+def _position(by: exp.Literal) -> str:
+    if by.is_string:  # DuckDB refuses it
+        raise NotMergeable("it is ordered by a constant")
+    return str(by.name)
 
 
 def _is_all(by: exp.Expr) -> bool:

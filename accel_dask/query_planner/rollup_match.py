@@ -239,7 +239,7 @@ class RollupMatch:
         name = column.name.lower()
         found = self._scope.resolve(column)
         if found is None:
-            is_alias = not column.table and name in self._scope.aliases
+            is_alias = self._scope.is_alias(column)
             if not is_alias or any(source.columns is None for source in self._scope.sources):
                 raise NoMatch(f"what {column.name} refers to is not plain to see")
             return
@@ -368,6 +368,8 @@ class RollupMatch:
             name = derived_name(self._text.text[start:end])
             if name is None:
                 raise NoMatch("a column of it has a name that only DuckDB knows; name it with AS")
+            if name.lower() in self._scope.aliases:
+                raise NoMatch("two columns of it have one name")
             yield Edit(start=end, end=end, replacement=f" AS {quoted(name)}")
 
     def _span(self, node: exp.Expr) -> tuple[int, int]:

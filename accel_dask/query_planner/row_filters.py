@@ -14,6 +14,7 @@ from typing import Final
 from sqlglot import exp
 
 from accel_dask.query_planner.plan import Scan
+from accel_dask.query_planner.scopes import is_plain_path
 
 _COMPARISONS: Final = (
     exp.EQ,
@@ -124,9 +125,10 @@ class _Reader:
     """Reads conditions over one table."""
 
     def __init__(self, scan: Scan, sources: list[exp.Expr], scans: dict[int, Scan]) -> None:
-        names = [source.alias_or_name.lower() for source in sources]
+        self._scan = scan
+        self._names = [source.alias_or_name.lower() for source in sources]
         self._name = scan.reference.node.alias_or_name.lower()
-        self._is_named = names.count(self._name) == 1
+        self._is_named = self._names.count(self._name) == 1
         self._types = {column.name.lower(): column.type for column in scan.route.columns}
         self._plain = set(self._types)
         """Columns that need no table's name before them."""
@@ -179,6 +181,7 @@ class _Reader:
         if not node.table:
             return self._types[name] if name in self._plain else ""
         is_own = self._is_named and node.table.lower() == self._name
+        is_own = is_own and is_plain_path(node, self._scan, self._names)
         return self._types.get(name, "") if is_own else ""
 
 

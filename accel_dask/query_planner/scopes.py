@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlglot import exp
 
-from accel_dask.query_planner.plan import Scan
+from accel_dask.query_planner.plan import CATALOG, Scan
 
 Key = tuple[str, str]
 """A column: its source's name and its own, in lower case. A source without a name: several."""
@@ -48,6 +49,13 @@ class Scope:
             for source in self.sources
         )
 
+    def is_alias(self, column: exp.Column) -> bool:
+        """Whether `column`, where no source has it, is a name that the SELECT itself gives: a
+        table's name stands for its row, but in ORDER BY an alias comes first."""
+        name = column.name.lower()
+        is_row = name in self._names and not isinstance(column.parent, exp.Ordered)
+        return not column.table and name in self.aliases and not is_row
+
     def resolve(self, column: exp.Expr) -> Key | None:
         """Which source's column it certainly is."""
         if not isinstance(column, exp.Column) or not isinstance(column.this, exp.Identifier):
@@ -57,6 +65,8 @@ class Scope:
             table = column.table.lower()
             source = next((s for s in self.sources if s.name == table), None)
             if source is None or (source.columns is not None and name not in source.columns):
+                return None
+            if not is_plain_path(column, source.scan, self._names):
                 return None
             return table, name
         if any(source.columns is None for source in self.sources):
@@ -115,4 +125,16 @@ def _is_known(column: exp.Column, scopes: tuple[Scope, ...]) -> bool:
     if any(scope.resolve(column) for scope in scopes):
         return True
     # An alias of the SELECT itself, where such may stand: no column of that name hides it.
-    return not column.table and bool(scopes) and column.name.lower() in scopes[0].aliases
+    return bool(scopes) and scopes[0].is_alias(column)
+
+
+def is_plain_path(column: exp.Column, scan: Scan | None, names: Sequence[str]) -> bool:
+    """Whether `a.b.c` is the tenant's table's column, and no field of a column `b` of `a`; `names`
+    are those in the same FROM."""
+    if column.args.get("db") is None:
+        return True
+    if scan is None or scan.reference.has_alias:
+        return False
+    tenant, catalog = column.text("db").lower(), column.text("catalog").lower()
+    is_own = tenant == str(scan.route.dataset_id.tenant).lower() and catalog in {"", CATALOG}
+    return is_own and not {tenant, catalog} & set(names)
