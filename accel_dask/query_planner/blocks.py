@@ -276,7 +276,7 @@ class BlockReader:
                     query.args.get("limit")
                     or query.args.get("offset")
                     or query.find(exp.Window)
-                    or (distinct is not None and distinct.args.get("on"))
+                    or (isinstance(distinct, exp.Distinct) and distinct.args.get("on"))
                 ):
                     raise NotMergeable("a subquery's rows depend on their order")
                 for node in query.find_all(exp.Func):

@@ -78,6 +78,8 @@ ORDERED = """
 select carrier, count(*), sum(x), min(name), max(delay), avg(price), avg(x) as ax from flights group by carrier order by carrier
 select f.carrier as c, sum(price) filter (where x > 10) / count(*) as r from flights f where x < 50 group by c having count(*) > 2 order by r desc, c limit 3
 select carrier, count(distinct name) as n from flights group by all order by all
+select carrier, count(*) from flights where carrier in (select carrier from airlines where kind = 1 union all select 2) group by carrier order by 1
+select x from flights where carrier in (select carrier from airlines union select leg from hops) order by x limit 4
 select date_trunc('month', day) as m, sum(price) from flights group by 1 order by 1
 select x, name from flights order by x desc limit 3 offset 2
 select * from flights order by x limit 5
