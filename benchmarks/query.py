@@ -3,7 +3,7 @@
     python benchmarks/query.py [--scale 1] [--rounds 30] [--seconds 5]
 
 One tenant on one host, and another on four. Twelve dashboard queries and one-row lookups are asked
-turn by turn of
+of
 
     duckdb   DuckDB in this process, each table a sorted, compressed one in a file on tmpfs
     shards   DuckDB in this process, each table a view over the tenant's own shard files
@@ -266,29 +266,36 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def one_client(
-    asked: dict[str, Ask], literals: Literals, rounds: int
+    asked: dict[str, Ask], literals: Literals, rounds: int, *, in_turn: bool
 ) -> tuple[dict[str, Times], dict[str, Times]]:
-    """Everyone is asked the same query, one after the other. Their times, and the times less
-    DuckDB's of the same moment."""
+    """Their times, and the times less DuckDB's of the same query of the same round.
+
+    In each round everyone is asked the same queries: in blocks, all of them of one and then of
+    the next, as a client that asks one query after the other; or in turn, each query of everyone
+    before the next query, so that whoever is asked has been idle while the others worked.
+    """
     times = {name: Times() for name in asked}
     added = {name: Times() for name in asked}
     order = list(asked)
     for number in range(rounds + 2):
-        for query in QUERIES:
-            sql = literals.sql(query)
-            taken: dict[str, float] = {}
-            tables: dict[str, pa.Table] = {}
-            order = order[1:] + order[:1]
-            for name in order:
-                started = time.perf_counter()
-                tables[name] = asked[name](sql)
-                taken[name] = (time.perf_counter() - started) * 1000
-            check(query, sql, tables)
+        texts = {query: literals.sql(query) for query in QUERIES}
+        order = order[1:] + order[:1]
+        turns = [(name, query) for query in texts for name in order]
+        if not in_turn:
+            turns = [(name, query) for name in order for query in texts]
+        taken: dict[str, dict[str, float]] = {query: {} for query in texts}
+        tables: dict[str, dict[str, pa.Table]] = {query: {} for query in texts}
+        for name, query in turns:
+            started = time.perf_counter()
+            tables[query][name] = asked[name](texts[query])
+            taken[query][name] = (time.perf_counter() - started) * 1000
+        for query, sql in texts.items():
+            check(query, sql, tables[query])
             if number < 2:
                 continue  # warming up
-            for name, milliseconds in taken.items():
+            for name, milliseconds in taken[query].items():
                 times[name].add(query, milliseconds)
-                added[name].add(query, milliseconds - taken["duckdb"])
+                added[name].add(query, milliseconds - taken[query]["duckdb"])
     return times, added
 
 
@@ -373,14 +380,16 @@ class Limits:
 
 
 def latencies(asked: dict[str, Ask], plain: duckdb.DuckDBPyConnection, rounds: int) -> list[Any]:
-    """One client, with both kinds of literals; what the limits are about."""
+    """One client, with both kinds of literals, in both orders."""
     judged: list[Any] = []
-    for kind in ("repeated", "fresh"):
-        times, added = one_client(asked, Literals(plain, fresh=kind == "fresh"), rounds)
-        show(f"1 client, dashboard mix, {kind} literals", times, list(DASHBOARD))
-        show(f"1 client, one-row lookups, {kind} literals", times, list(LOOKUPS))
+    for in_turn, fresh in ((False, False), (False, True), (True, False), (True, True)):
+        kind = f"{'fresh' if fresh else 'repeated'}, {'in turn' if in_turn else 'in blocks'}"
+        literals = Literals(plain, fresh=fresh)
+        times, added = one_client(asked, literals, rounds, in_turn=in_turn)
+        show(f"1 client, dashboard mix, {kind}", times, list(DASHBOARD))
+        show(f"1 client, one-row lookups, {kind}", times, list(LOOKUPS))
         show(f"1 client, added to DuckDB's time of the same query, {kind}", added, list(QUERIES))
-        if kind == "repeated":
+        if not fresh:
             show_queries(times)
         judged.append((kind, times, added))
     return judged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import pickle
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -150,6 +151,8 @@ def test_an_interrupted_query_ends_at_the_server(world: World, session: Session)
 
     df = session.table("flights")
     executor.before = hang
+    # Shells have what they start in the background ignore the signal.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         interrupter = threading.Thread(
             target=lambda: started.wait(20) and _thread.interrupt_main(), daemon=True
@@ -160,6 +163,7 @@ def test_an_interrupted_query_ends_at_the_server(world: World, session: Session)
         assert cancelled.wait(20)
         interrupter.join(20)
     finally:
+        signal.signal(signal.SIGINT, usual)
         executor.before = lambda order: None
 
 
