@@ -78,8 +78,6 @@ ORDERED = """
 select carrier, count(*), sum(x), min(name), max(delay), avg(price), avg(x) as ax from flights group by carrier order by carrier
 select f.carrier as c, sum(price) filter (where x > 10) / count(*) as r from flights f where x < 50 group by c having count(*) > 2 order by r desc, c limit 3
 select carrier, count(distinct name) as n from flights group by all order by all
-select carrier, count(*) from flights where carrier in (select carrier from airlines where kind = 1 union all select 2) group by carrier order by 1
-select x from flights where carrier in (select carrier from airlines union select leg from hops) order by x limit 4
 select date_trunc('month', day) as m, sum(price) from flights group by 1 order by 1
 select x, name from flights order by x desc limit 3 offset 2
 select * from flights order by x limit 5
@@ -132,6 +130,8 @@ select distinct on (name) name, x, gap from flights where x > 3 order by name, x
 select max(x, 3) as m, min(name, 2) as n, arg_max(name, x, 2) as a, carrier from flights group by carrier order by carrier
 select carrier, count(*) as n, rank() over (order by count(*) desc, carrier) as r from flights group by carrier order by r
 with q as (select 1 as a from nothing) select distinct cast(9.5 as decimal(9, 2)) as c from flights f where f.delay is distinct from -1.25 order by 1
+select carrier, count(*) from flights where carrier in (select carrier from airlines where kind = 1 union all select 2) group by carrier order by 1
+select x from flights where carrier in (select carrier from airlines union select leg from hops) order by x limit 4
 """
 UNORDERED = """
 select count(*), sum(x), avg(gap), min(day), stddev(small) from flights where x > 1000
