@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from accel_dask.client import dtypes, operations
-from accel_dask.client.aggregates import aggregate, count_rows
+from accel_dask.client.aggregates import aggregate
 from accel_dask.client.dtypes import DType, Kind
 from accel_dask.client.expressions import (
     Aggregation,
@@ -32,7 +32,6 @@ from accel_dask.client.view import required_order
 S = TypeVar("S", bound="WindowMethods")
 
 _RANK_METHODS: Final = frozenset(["average", "min", "max", "first", "dense"])
-_CUMULATIVE: Final = {"cumsum": "sum", "cummax": "max", "cummin": "min", "cumprod": "prod"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,11 +301,3 @@ class Expanding(Moving):
 
     def __init__(self, series: Any, min_periods: int = 1) -> None:
         super().__init__(series, Frame(None, 0), min_periods, 1)
-
-
-def cumulative_names() -> dict[str, str]:
-    return dict(_CUMULATIVE)
-
-
-def row_count() -> Aggregation:
-    return count_rows()

@@ -279,11 +279,6 @@ def operands(predicate: Predicate) -> Iterator[Operand]:
                 yield part.operand
 
 
-def conjunction(parts: Sequence[Predicate]) -> Predicate:
-    """All of `parts`, which may be none or one."""
-    return parts[0] if len(parts) == 1 else And(tuple(parts))
-
-
 _Table = tuple[tuple[int, ...], ...]
 
 

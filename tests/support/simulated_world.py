@@ -12,10 +12,10 @@ from accel_dask.config import MasterSettings
 from accel_dask.errors import AdmissionError, CommitConflict, LoadError
 from accel_dask.model.cluster import ClusterView, Record
 from accel_dask.model.commit import Commit, Delete, Put, apply_commit, fencing_token
-from accel_dask.model.dataset import Dataset, PublishRequest, SourceSpec, Spread, publish_path
+from accel_dask.model.dataset import Dataset, PublishRequest, SourceSpec, Spread
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan, ExecutorState
-from accel_dask.model.ids import DatasetId, GatewayId, Path, Revision, ShardId, TenantId, WorkerId
+from accel_dask.model.ids import GatewayId, Path, Revision, ShardId, TenantId, WorkerId
 from accel_dask.model.load_plan import LoadTask
 from accel_dask.model.member import (
     LEADER_PATH,
@@ -363,7 +363,3 @@ def change_quota(world: World, **quota: int) -> None:
     tenant = world.view.tenant(TenantId("acme"))
     assert tenant is not None
     world.write(replace(tenant, quota=replace(tenant.quota, **quota)))
-
-
-def withdraw(world: World, dataset: DatasetId) -> None:
-    world.write(delete=[publish_path(dataset)])

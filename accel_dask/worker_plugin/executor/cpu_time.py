@@ -36,6 +36,8 @@ class CpuMeter:
         self._lock = threading.Lock()
         self._open: list[CpuAccount] = []
         self._seen_ns = time.process_time_ns()
+        self._ahead_ns = 0
+        """What threads' clocks, read after the process's, were ahead of it: at most 0."""
 
     def begin(self, account: CpuAccount, clock: int | None) -> None:
         """From now on `account` is computing; `clock`: the CPU clock of the thread that does
@@ -60,7 +62,9 @@ class CpuMeter:
         used = time.process_time_ns()
         shared, self._seen_ns = used - self._seen_ns, used
         if not self._open:
+            self._ahead_ns = 0
             return
+        shared += self._ahead_ns
         for account in self._open:
             if account.clock is not None:
                 now = time.clock_gettime_ns(account.clock)
@@ -68,6 +72,7 @@ class CpuMeter:
                 account.seen_ns = now
                 account.ns += own
                 shared -= own
+        self._ahead_ns = min(shared, 0)
         each = max(shared, 0) // len(self._open)
         for account in self._open:
             account.ns += each

@@ -61,10 +61,6 @@ def kind_of(error: BaseException) -> tuple[str, str]:
     return (match[1].lower(), match[2]) if match else ("", str(error))
 
 
-def is_interrupt(error: BaseException) -> bool:
-    return kind_of(error)[0] == "interrupt"
-
-
 def may_be_broken(error: BaseException) -> bool:
     """Whether the engine itself must be checked after `error`."""
     return kind_of(error)[0] in {"internal", "fatal"}
