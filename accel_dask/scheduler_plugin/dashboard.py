@@ -128,7 +128,7 @@ def accel_doc(scheduler: Any, extra: Mapping[str, Any], doc: Any) -> None:
     """Build the page for one visitor."""
     page = AccelPage(scheduler)
     page.update()
-    add_periodic_callback(doc, page, _UPDATE_MS)  # type: ignore[no-untyped-call]
+    add_periodic_callback(doc, page, _UPDATE_MS)
     doc.title = "accel-dask"
     doc.add_root(page.root)
     doc.template = env.get_template("simple.html")

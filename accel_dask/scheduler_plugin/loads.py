@@ -122,7 +122,7 @@ class LoadDispatcher:
             if self._client is not None:
                 await self._client.close()
             self._runs.clear()
-            self._client = await Client(  # type: ignore[no-untyped-call]
+            self._client = await Client(
                 self._scheduler.address,
                 asynchronous=True,
                 set_as_default=False,
