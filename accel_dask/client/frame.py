@@ -36,12 +36,13 @@ class DataFrame(Lazy):
 
     @property
     def dtypes(self) -> Any:
-        """The pandas dtypes that columns without missing values get."""
+        """The pandas dtypes that columns get. Of a dataset's columns statistics say whether values
+        are missing, which makes integers floats; others are taken to have none missing."""
         import pandas as pd
 
-        from accel_dask.client.materialize import pandas_dtype
+        from accel_dask.client.materialize import expected_dtype
 
-        found = {item.label: pandas_dtype(item.expr.dtype) for item in self._view.columns}
+        found = {item.label: expected_dtype(item.expr) for item in self._view.columns}
         return pd.Series(found, dtype=object)
 
     def __repr__(self) -> str:

@@ -66,7 +66,8 @@ def _mean(values: Values, call: Aggregation, over: Over) -> exp.Expr:
         if operand.kind is not Kind.TIMESTAMPTZ:
             return made
         return sql.func("timezone", sql.text("UTC"), made)
-    found = over(sql.func("avg", _double(values, call)))
+    # Decimals as they are: the engine adds them up exactly, and divides once instead of per row.
+    found = over(sql.func("avg", _operand(values, call)))
     return sql.cast(sql.func("trunc", found), "BIGINT") if operand.kind is Kind.DURATION else found
 
 

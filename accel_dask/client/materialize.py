@@ -11,7 +11,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from accel_dask.client import dtypes
 from accel_dask.client.dtypes import DType, Kind
+from accel_dask.client.expressions import Column, Expr
+from accel_dask.client.nodes import Scan
 from accel_dask.client.provenance import Provenance
 from accel_dask.client.view import View
 from accel_dask.errors import UnsupportedOperation
@@ -42,6 +45,16 @@ def pandas_dtype(dtype: DType) -> Any:
     if dtype.kind is Kind.TIMESTAMPTZ:
         return pd.DatetimeTZDtype("us", dtype.zone)
     return pd.api.types.pandas_dtype(_DTYPES[dtype.kind])
+
+
+def expected_dtype(expr: Expr) -> Any:
+    """The pandas dtype that the column `expr` gets, as far as is known before it is computed:
+    missing values are told of by datasets' statistics only."""
+    if isinstance(expr, Column) and isinstance(expr.source, Scan):
+        field = next(one for one in expr.source.fields if one.name == expr.name)
+        if field.has_missing and field.dtype.kind in {Kind.INT, Kind.BOOL}:
+            return pandas_dtype(dtypes.FLOAT if field.dtype.kind is Kind.INT else dtypes.NULL)
+    return pandas_dtype(expr.dtype)
 
 
 def scalar(value: Any, dtype: DType) -> Any:

@@ -26,6 +26,8 @@ class Field:
     dtype: DType
     may_nan: bool = True
     may_null: bool = True
+    has_missing: bool | None = None
+    """In the epoch that served when it was looked at; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

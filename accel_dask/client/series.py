@@ -49,9 +49,9 @@ class Series(WindowMethods, Lazy):
     @property
     def dtype(self) -> Any:
         """The pandas dtype that a column without missing values gets."""
-        from accel_dask.client.materialize import pandas_dtype
+        from accel_dask.client.materialize import expected_dtype
 
-        return pandas_dtype(self._expr.dtype)
+        return expected_dtype(self._expr)
 
     def __repr__(self) -> Word:
         return f"<accel Series {self.name!r}: {self._expr.dtype.kind}; .compute() runs it>"

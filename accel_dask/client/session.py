@@ -233,11 +233,11 @@ class Session:
         for name, epoch in new:
             found = schemas.get(name)
             now = () if found is None else _fields(found)
-            before = self._scans[name].fields
-            if [(f.name, f.dtype) for f in now] != [(f.name, f.dtype) for f in before]:
+            if not _is_compatible(self._scans[name].fields, now):
+                del self._scans[name]
                 raise SchemaChanged(
-                    f"the columns of {name} changed with epoch {epoch}: call session.refresh() "
-                    f"and make the frame again from session.table({name!r})"
+                    f"the columns of {name} changed with epoch {epoch}: make the frame again from "
+                    f"session.table({name!r}), or call session.refresh()"
                 )
             self._checked[name] = epoch
 
@@ -296,15 +296,28 @@ def _fields(schema: pa.Schema) -> tuple[Field, ...]:
     found = []
     for field in schema:
         metadata = field.metadata or {}
+        nulls = metadata.get(b"accel:nulls", b"")
         found.append(
             Field(
                 field.name,
                 dtypes.of_arrow(field.type),
                 may_nan=metadata.get(b"accel:nan") != b"0",
-                may_null=field.nullable,
+                # What an epoch happens to hold may be other in the next one, while frames stay.
+                may_null=field.nullable and nulls != b"never",
+                has_missing={b"never": False, b"0": False, b"some": True}.get(nulls),
             )
         )
     return tuple(found)
+
+
+def _is_compatible(before: tuple[Field, ...], now: tuple[Field, ...]) -> bool:
+    """Whether SQL that was made for columns `before` means the same for those of `now`."""
+    return len(before) == len(now) and all(
+        (old.name, old.dtype) == (new.name, new.dtype)
+        and old.may_null >= new.may_null
+        and old.may_nan >= new.may_nan
+        for old, new in zip(before, now, strict=True)
+    )
 
 
 def _check_rows(rows: int, cap: int) -> None:

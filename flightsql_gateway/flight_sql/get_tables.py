@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from accel_dask.model.bounds import FLOATS
 from accel_dask.model.routing import DatasetRoute
+from accel_dask.model.snapshot import Column
 from accel_dask.query_planner.plan import CATALOG
 from flightsql_gateway.arrow_types import schema_of
 from flightsql_gateway.flight_sql.patterns import matches, optional
@@ -17,6 +19,13 @@ TABLE_TYPE = "table"
 
 SORT_BY = "accel:sort_by"
 """Metadata of a table's schema: the columns of its declared order, apart by U+001F."""
+
+NAN = "accel:nan"
+"""Metadata of a column of floats: `0`, as NaN is loaded as NULL."""
+
+NULLS = "accel:nulls"
+"""Metadata of a column: `never`, the source requires values; `0`, none is NULL in the serving
+epoch; `some`. Without it nothing is known."""
 
 _SCHEMA = pa.schema(
     [
@@ -61,10 +70,33 @@ def _is_wanted(command: Any, route: DatasetRoute) -> bool:
 
 def _serialized(route: DatasetRoute) -> bytes:
     dataset = route.dataset_id
+    fields = [
+        field.with_metadata({**(field.metadata or {}), **told_of_missing(route, column)})
+        for field, column in zip(
+            schema_of(route.columns, CATALOG, dataset.tenant, dataset.name),
+            route.columns,
+            strict=True,
+        )
+    ]
     data: bytes = (
-        schema_of(route.columns, CATALOG, dataset.tenant, dataset.name)
+        pa.schema(fields)
         .with_metadata({SORT_BY: "\x1f".join(route.sort_by)} if route.sort_by else None)
         .serialize()
         .to_pybytes()
     )
     return data
+
+
+def told_of_missing(route: DatasetRoute, column: Column) -> dict[str, str]:
+    """What is known of missing values in `column`, from the source's schema and statistics."""
+    is_float = column.type in FLOATS
+    found = {NAN: "0"} if is_float else {}
+    if not column.nullable and not is_float:
+        return {**found, NULLS: "never"}
+    counts = [
+        next((one.null_count for one in shard.stats if one.name == column.name), None)
+        for shard in route.shards
+    ]
+    if any(counts):
+        return {**found, NULLS: "some"}
+    return found if None in counts else {**found, NULLS: "0"}

@@ -112,7 +112,9 @@ def as_pandas(table: pa.Table) -> pd.DataFrame:
 # DuckDB's tables cannot have two columns whose names differ in case only; frames can.
 def put(world: World, table: pa.Table, name: str = "t") -> Any:
     names = ["other" if one == OTHER_ODD else one for one in table.column_names]
-    world.transport.put(name, table.rename_columns(names), ("row",))
+    # Half of them as a dataset that was loaded, half as columns of which nothing is known.
+    loaded = table.num_rows % 2 == 0
+    world.transport.put(name, table.rename_columns(names), ("row",), loaded=loaded)
     world.session.refresh()
     return world.session.table(name).rename(columns={"other": OTHER_ODD})
 

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from accel_dask.client.options import Options
 from accel_dask.client.session import Session
@@ -47,11 +48,18 @@ class LocalTransport:
         self.schemas: dict[str, pa.Schema] = {}
         self.sent: list[str] = []
 
-    def put(self, name: str, table: pa.Table, sort_by: tuple[str, ...] = ()) -> None:
+    def put(
+        self, name: str, table: pa.Table, sort_by: tuple[str, ...] = (), *, loaded: bool = False
+    ) -> None:
+        """`loaded`: with NaN as NULL and the columns described as a gateway does; else nothing is
+        known of missing values, as of a query's columns."""
+        table = as_loaded(table) if loaded else table
         self.database.register("incoming", table)
         self.database.execute(f'CREATE OR REPLACE TABLE "{name}" AS FROM incoming')
         self.database.unregister("incoming")
         found = self.database.sql(f'FROM "{name}" LIMIT 0').to_arrow_table().schema
+        if loaded:
+            found = pa.schema([_described(field, table[field.name]) for field in found])
         self.schemas[name] = found.with_metadata({"accel:sort_by": "\x1f".join(sort_by)})
 
     def cancel(self, name: str) -> None:
@@ -78,6 +86,22 @@ class LocalTransport:
 
     def close(self) -> None:
         self.database.close()
+
+
+def as_loaded(table: pa.Table) -> pa.Table:
+    """`table` as a load makes it: NaN becomes NULL."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type):
+            column = table.column(index)
+            kept = pc.if_else(pc.is_nan(column), pa.scalar(None, field.type), column)
+            table = table.set_column(index, field, kept)
+    return table
+
+
+def _described(field: pa.Field, column: pa.ChunkedArray) -> pa.Field:
+    """With the gateway's metadata; what has all its values counts as required."""
+    known = {"accel:nan": "0"} if pa.types.is_floating(field.type) else {}
+    return field.with_metadata({**known, "accel:nulls": "some" if column.null_count else "never"})
 
 
 def local_session(**options: Any) -> tuple[Session, LocalTransport]:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 from client_world import LocalTransport, local_session
 
-from accel_dask.client.session import Session
+from accel_dask.client import dtypes
+from accel_dask.client.nodes import Field
+from accel_dask.client.session import Session, _is_compatible
 from accel_dask.errors import (
     AlignmentError,
     OrderRequired,
@@ -221,3 +223,36 @@ def test_tools_that_take_narwhals_send_one_query(world: tuple[Session, LocalTran
     assert eager.columns == ["flight_date", "carrier", "delay", "distance"]
     assert eager["distance"].sum() == 1000
     assert len(transport.sent) == 1
+
+
+def test_what_is_known_of_missing_values_shapes_sql_and_dtypes(
+    world: tuple[Session, LocalTransport],
+) -> None:
+    session, transport = world
+    rows = FLIGHTS.append_column("stops", pa.array([1, None, 2, 3], pa.int32()))
+    transport.put("loaded", rows, loaded=True)
+    df, unknown = session.table("loaded"), session.table("flights")
+    assert "ISNAN" not in df[df.delay > 1].sql
+    assert "ISNAN" in unknown[unknown.delay > 1].sql
+    assert "IS NULL" not in df.groupby("distance").agg(n=("delay", "sum")).sql
+    assert str(df.dtypes["stops"]) == "float64", "integers with missing values are floats"
+    assert str(df.distance.dtype) == "int64"
+    computed = df.compute()
+    assert {name: str(kind) for name, kind in computed.dtypes.items()} == {
+        name: str(kind) for name, kind in df.dtypes.items()
+    }
+
+
+def test_means_of_decimals_add_them_up_as_they_are(world: tuple[Session, LocalTransport]) -> None:
+    session, transport = world
+    money = pa.table({"price": pa.array([1, 2, 4], pa.int32()).cast(pa.decimal128(15, 2))})
+    transport.put("money", money)
+    assert "CAST" not in session.table("money").agg({"price": "mean"}).sql
+    assert session.table("money").price.mean() == pytest.approx(7 / 3)
+
+
+def test_a_column_that_may_be_missing_from_now_on_is_another_column() -> None:
+    always, maybe = Field("n", dtypes.INT, may_null=False), Field("n", dtypes.INT)
+    assert _is_compatible((always,), (always,))
+    assert _is_compatible((maybe,), (always,)), "a frame that expects them is right without"
+    assert not _is_compatible((always,), (maybe,))

@@ -7,9 +7,13 @@ import pyarrow as pa
 import pytest
 
 from accel_dask.errors import InvalidQuery, ReadOnly, UnsupportedQuery
-from accel_dask.model.ids import TenantId
+from accel_dask.model.epoch import ShardSummary
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute
+from accel_dask.model.snapshot import Column, ColumnStats
 from flightsql_gateway.arrow_types import arrow_type
 from flightsql_gateway.flight_sql import get_sql_info, messages
+from flightsql_gateway.flight_sql.get_tables import told_of_missing
 from flightsql_gateway.flight_sql.handles import StatementHandle, issue, redeem
 from flightsql_gateway.flight_sql.patterns import matches
 from flightsql_gateway.flight_sql.updates import is_harmless, refuse_update
@@ -144,3 +148,32 @@ def test_sql_info_is_complete_and_typed() -> None:
     assert set(range(9)) <= set(names)
     assert set(range(500, 577)) <= set(names)
     assert names == sorted(set(names))
+
+
+def test_columns_tell_what_is_known_of_missing_values() -> None:
+    columns = (
+        Column(name="id", type="BIGINT", nullable=False),
+        Column(name="x", type="DOUBLE", nullable=False),
+        Column(name="k", type="VARCHAR"),
+        Column(name="n", type="INTEGER"),
+        Column(name="d", type="DATE"),
+    )
+    counts = [{"x": 0, "k": 0, "n": 0, "d": None}, {"x": 0, "k": 0, "n": 3}]
+    shards = tuple(
+        ShardSummary(
+            shard_id=ShardId(f"{number:032x}"), rows=5, source_bytes=1,
+            stats=tuple(ColumnStats(name=n, null_count=c) for n, c in found.items()),
+        )
+        for number, found in enumerate(counts)
+    )  # fmt: skip
+    route = DatasetRoute(
+        dataset_id=DatasetId(TenantId("acme"), "t"), epoch=EpochNumber(1), snapshot_id=None,
+        columns=columns, shards=shards, executors=(),
+    )  # fmt: skip
+    assert [told_of_missing(route, column) for column in columns] == [
+        {"accel:nulls": "never"},
+        {"accel:nan": "0", "accel:nulls": "0"},  # required, but NaN becomes NULL
+        {"accel:nulls": "0"},
+        {"accel:nulls": "some"},
+        {},
+    ]
