@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from accel_dask.client.nodes import Field, Scan, Text
 from accel_dask.client.options import Fallback, Options
 from accel_dask.client.provenance import Provenance, from_receipt
 from accel_dask.client.running import run_watched
+from accel_dask.client.snapshots import AnswerCache, Pins, Snapshots
 from accel_dask.client.transport import Answering, FlightTransport, Transport
 from accel_dask.client.view import Item, View, unknown_column
 from accel_dask.errors import (
@@ -86,8 +86,8 @@ class Session:
         self._scans: dict[str, Scan] = {}
         self._checked: dict[str, int] = {}
         """Epoch of each dataset whose columns are those of its scan."""
-        self._pins: dict[str, int] | None = None
-        self._cache = _Cache()
+        self._snapshots = Snapshots()
+        self._cache = AnswerCache()
 
     # What there is
 
@@ -143,13 +143,14 @@ class Session:
             FallbackForbidden: it came from the OLAP engine, and the options forbid that.
             AccelError: as the gateway answered.
         """
-        known = self._cached(compiled)
+        pins = self._snapshots.current()
+        known = None if pins is None else self._cached(compiled, pins)
         if known is not None:
             return known
         started = time.perf_counter()
         name = uuid.uuid4().hex
         table, receipt = run_watched(
-            lambda: self._query(compiled, name),
+            lambda: self._query(compiled, name, pins),
             lambda: self._transport.cancel(name),
             progress_ms=self.options.progress_ms,
         )
@@ -157,9 +158,9 @@ class Session:
         _check_rows(table.num_rows, cap)
         provenance = from_receipt(receipt, compiled.sql, rows=table.num_rows, ms=milliseconds)
         self._note(provenance)
-        if self._pins is not None:
-            self._cache.put((compiled.sql, self._pinned(compiled)), table, provenance,
-                            self.options.cache_bytes)  # fmt: skip
+        if pins is not None:
+            limit = self.options.cache_bytes
+            self._cache.put(compiled.sql, pins, table, provenance, limit)
         return table, provenance
 
     def stream(self, compiled: Compiled, cap: int) -> Iterator[tuple[pa.Table, None]]:
@@ -168,7 +169,7 @@ class Session:
         Raises:
             ResultTooLarge: the next batch would make more than `cap` rows.
         """
-        answer = self._query(compiled, uuid.uuid4().hex)
+        answer = self._query(compiled, uuid.uuid4().hex, self._snapshots.current())
         rows, started = 0, time.perf_counter()
         try:
             for batch in answer.batches():
@@ -181,11 +182,11 @@ class Session:
         milliseconds = (time.perf_counter() - started) * 1000
         self._note(from_receipt(answer.receipt(), compiled.sql, rows=rows, ms=milliseconds))
 
-    def _query(self, compiled: Compiled, name: str) -> Answering:
+    def _query(self, compiled: Compiled, name: str, pins: Pins | None) -> Answering:
         return self._transport.query(
             compiled.sql,
             timeout_ms=self.options.timeout_ms,
-            headers=self._query_headers(),
+            headers=_query_headers(pins),
             name=name,
         )
 
@@ -245,29 +246,19 @@ class Session:
 
     @contextmanager
     def snapshot(self) -> Iterator[Mapping[str, int]]:
-        """Every query inside reads the epochs that serve now, or fails."""
+        """Every query inside reads the epochs that serve now, or fails. Queries of other threads
+        do so too, unless they are in a snapshot of their own."""
         found = self._transport.action("accel.datasets", {})
-        before, self._pins = self._pins, {one["dataset"]: one["epoch"] for one in found}
+        pins = {one["dataset"]: one["epoch"] for one in found}
         try:
-            yield dict(self._pins)
+            with self._snapshots.opened(pins):
+                yield dict(pins)
         finally:
-            self._pins = before
-            if before is None:
+            if not self._snapshots.is_any:
                 self._cache.clear()
 
-    def _query_headers(self) -> dict[str, str]:
-        if not self._pins:
-            return {}
-        return {"x-accel-epochs": ",".join(f"{name}@{n}" for name, n in sorted(self._pins.items()))}
-
-    def _pinned(self, compiled: Compiled) -> tuple[tuple[str, int], ...]:
-        pins = self._pins or {}
-        return tuple((name, pins.get(name, 0)) for name in compiled.tables)
-
-    def _cached(self, compiled: Compiled) -> tuple[pa.Table, Provenance] | None:
-        if self._pins is None:
-            return None
-        found = self._cache.get((compiled.sql, self._pinned(compiled)))
+    def _cached(self, compiled: Compiled, pins: Pins) -> tuple[pa.Table, Provenance] | None:
+        found = self._cache.get(compiled.sql, pins)
         if found is None:
             return None
         table, provenance = found
@@ -290,6 +281,12 @@ class Session:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _query_headers(pins: Pins | None) -> dict[str, str]:
+    if not pins:
+        return {}
+    return {"x-accel-epochs": ",".join(f"{name}@{n}" for name, n in sorted(pins.items()))}
 
 
 def _fields(schema: pa.Schema) -> tuple[Field, ...]:
@@ -326,31 +323,3 @@ def _check_rows(rows: int, cap: int) -> None:
             f"the answer has more than max_rows={cap:,} rows: aggregate (groupby, agg), filter, "
             f"or take a part (.head(n), .nlargest(n, column)); .limit_rows(n) raises the limit"
         )
-
-
-_CacheKey = tuple[str, tuple[tuple[str, int], ...]]
-
-
-class _Cache:
-    """The newest answers, by SQL and epochs, up to a size."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[_CacheKey, tuple[pa.Table, Provenance]] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: _CacheKey) -> tuple[pa.Table, Provenance] | None:
-        found = self._kept.get(key)
-        if found is not None:
-            self._kept.move_to_end(key)
-        return found
-
-    def put(self, key: _CacheKey, table: pa.Table, provenance: Provenance, limit: int) -> None:
-        self._kept[key] = table, provenance
-        self._bytes += table.nbytes
-        while self._bytes > limit and self._kept:
-            _, (dropped, _) = self._kept.popitem(last=False)
-            self._bytes -= dropped.nbytes
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._bytes = 0
