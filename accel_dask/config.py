@@ -90,6 +90,8 @@ class GatewaySettings:
     metrics_port: int = 0
     """Prometheus and receipts over HTTP; 0: none."""
     lease_seconds: float = 10.0
+    concurrency: int = 64
+    """Queries of all tenants that run at once; beyond, tenants take turns by their weights."""
     token_seconds: float = 3600.0
     """Life of a bearer token."""
     frozen_serving_seconds: float = 3600.0

@@ -8,7 +8,7 @@ AccelError
 ├─ LoadError                SourceUnavailable · SnapshotGone · NotAcceleratable ·
 │                           SchemaUnsupported · ValidationFailed · ShardDamaged ·
 │                           LoaderCrashed
-├─ AdmissionError           QuotaExceeded · TooManyQueries
+├─ AdmissionError           QuotaExceeded · ResourceExhausted
 ├─ AuthError                Unauthenticated
 ├─ QueryError               InvalidQuery · UnknownTable · UnsupportedQuery ·
 │                           ReadOnly
@@ -31,7 +31,9 @@ stable, machine-readable name that clients see.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_RETRY_AFTER: Final = re.compile(r"retry after (\d+) ms")
 
 
 class AccelError(Exception):
@@ -146,11 +148,17 @@ class QuotaExceeded(AdmissionError):
     """More memory than the tenant's or the host's budget holds."""
 
 
-class TooManyQueries(AdmissionError):
-    """Concurrency and queue of the tenant are full."""
+class ResourceExhausted(AdmissionError):
+    """More was asked at once than there are places for; what all overload is refused with."""
 
     retryable = True
     falls_back = True
+
+    @property
+    def retry_after_ms(self) -> int:
+        """When to come back, as its message says; 0: it does not."""
+        found = _RETRY_AFTER.search(str(self))
+        return int(found[1]) if found else 0
 
 
 class AuthError(AccelError):

@@ -11,6 +11,7 @@ from accel_dask.config import GatewaySettings
 from accel_dask.errors import ConfigError
 from accel_dask.query_planner.pipeline import warm_up
 from accel_dask.store.base import StateStore
+from flightsql_gateway.admission import Admission
 from flightsql_gateway.auth import Authenticator, Identity
 from flightsql_gateway.calls import CallWatch
 from flightsql_gateway.execute import Execution
@@ -37,7 +38,8 @@ class GatewayApp:
         self._store = store
         self._receipts = Receipts()
         self._figures = LoadFigures()
-        self._metrics = Metrics()
+        self._admission = Admission(settings.concurrency)
+        self._metrics = Metrics(self._admission)
         self._watch = CallWatch()
         self._clients = ExecutorClients()
         self._fallback = Fallback()
@@ -56,6 +58,7 @@ class GatewayApp:
             self._watch,
             observers=(self._observe,),
             fallback=self._fallback,
+            admission=self._admission,
         )
         self._server: FlightSqlServer | None = None
 
@@ -82,7 +85,11 @@ class GatewayApp:
         if self._settings.metrics_port:
             self._metrics.serve(self._settings.metrics_port, self._settings.host)
         self._registration = Registration(
-            self._store, self._figures, address=url, lease_seconds=self._settings.lease_seconds
+            self._store,
+            self._figures,
+            self._admission,
+            address=url,
+            lease_seconds=self._settings.lease_seconds,
         )
         self._registration.applied(self.routing.view)
         self._registration.start()

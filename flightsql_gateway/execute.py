@@ -20,8 +20,8 @@ from accel_dask.errors import (
     DeadlineExceeded,
     ExecutorUnavailable,
     NotResident,
+    ResourceExhausted,
     StaleEpoch,
-    TooManyQueries,
 )
 from accel_dask.flight_errors import from_flight
 from accel_dask.model.routing import ExecutorRoute, RoutingTable
@@ -44,7 +44,7 @@ _FIRST_PAUSE_SECONDS: Final = 0.01
 _MAX_PAUSE_SECONDS: Final = 0.1
 _TURN_SECONDS: Final = 0.1
 
-_ELSEWHERE: Final = (StaleEpoch, ExecutorUnavailable, TooManyQueries, ColdReadFailed)
+_ELSEWHERE: Final = (StaleEpoch, ExecutorUnavailable, ResourceExhausted, ColdReadFailed)
 """What another executor with the same data may do better."""
 _Candidate = tuple[QueryPlan, ExecutorRoute]
 
@@ -78,7 +78,7 @@ class Execution:
 
         Raises:
             QueryError: the query's own fault; not tried again.
-            NotResident, StaleEpoch, ExecutorUnavailable, TooManyQueries: nobody could run it
+            NotResident, StaleEpoch, ExecutorUnavailable, ResourceExhausted: nobody could run it
                 within `RETRY_SECONDS` and the call's deadline.
             DeadlineExceeded, QueryCancelled: the call ended.
         """

@@ -2,19 +2,55 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from collections.abc import Iterator
+from typing import Final
 
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from flightsql_gateway.admission import Admission
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.receipts import Receipt
 
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
-class Metrics:
-    """Observes receipts."""
+_GAUGES: Final = {
+    "share": "Queries that a tenant may run at once in this gateway",
+    "in_use": "Queries that run",
+    "queued": "Queries that wait for a place",
+}
 
-    def __init__(self) -> None:
+
+class _Places(Collector):
+    """Reads the places when it is asked, so that queries need not count for it."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+
+    def collect(self) -> Iterator[Metric]:
+        loads = self._admission.loads()
+        for name, told in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"accel_gateway_{name}", told, labels=("tenant",))
+            for load in loads:
+                gauge.add_metric((load.tenant,), getattr(load, name))
+            yield gauge
+        shed = CounterMetricFamily(
+            "accel_gateway_shed", "Queries refused for want of a place", labels=("tenant", "reason")
+        )
+        for (tenant, reason), count in sorted(self._admission.shed().items()):
+            shed.add_metric((tenant, reason), count)
+        yield shed
+
+
+class Metrics:
+    """Observes receipts, and the places of `admission`."""
+
+    def __init__(self, admission: Admission) -> None:
         self.registry = CollectorRegistry()
+        self.registry.register(_Places(admission))
         self._queries = Counter(
             "accel_gateway_queries_total",
             "Queries by tenant and outcome",

@@ -9,14 +9,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Final
 
 import pyarrow as pa
 
-from accel_dask.errors import AccelError, InvalidQuery, NotResident
+from accel_dask.errors import AccelError, InvalidQuery, NotResident, ResourceExhausted
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota
@@ -52,15 +52,16 @@ class QueryService:
         watch: CallWatch,
         observers: tuple[Observer, ...] = (),
         fallback: Fallback | None = None,
+        admission: Admission | None = None,
     ) -> None:
         """Each of `observers` is told of every query that ended."""
+        self.admission: Final = admission or Admission()
         self._fallback = fallback or Fallback()
         self._routing = routing
         self._execution = execution
         self._watch = watch
         self._observers = observers
         self._plans = PlanCache()
-        self._admission = Admission()
         self._parsing_large = threading.Lock()
         self._named = NamedCalls()
         self._schemas: OrderedDict[tuple[TenantId, str], pa.Schema] = OrderedDict()
@@ -90,7 +91,7 @@ class QueryService:
             if self._fallback.is_first(query, self._routing.current()):
                 return self._at_engine(query, record, call, None)
             self._check(query, record)
-            slot = self._admission.admit(query.identity.tenant, quota, call)
+            slot = self.admission.admit(query.identity.tenant, quota, call)
             record.queue_ms = slot.queue_ms
             order = Order(
                 query_id=record.query_id,
@@ -199,8 +200,9 @@ class QueryService:
                 raise
 
     def _check_resident(self, query: Query) -> None:
-        with self._turn_to_parse(query.sql):
-            self._plans.check(query.sql, self._context(self._routing.current(), query.identity))
+        context = self._context(self._routing.current(), query.identity)
+        with self._turn_to_parse(query.sql, context.quota.deadline_ms / 1000):
+            self._plans.check(query.sql, context)
 
     def explain(self, sql: str, identity: Identity) -> str:
         """How `sql` would be answered now, for people."""
@@ -213,7 +215,7 @@ class QueryService:
 
     def load(self, tenant: str) -> tuple[int, int]:
         """Queries of `tenant` that run and that wait for a place."""
-        return self._admission.load(TenantId(tenant))
+        return self.admission.load(TenantId(tenant))
 
     def _open_call(self, query: Query, quota: Quota, is_cancelled: Callable[[], bool]) -> Call:
         limit_ms = lowered(quota, query.limits).deadline_ms
@@ -244,7 +246,7 @@ class QueryService:
     ) -> QueryPlan:
         started = time.monotonic()
         context = self._context(table, query.identity, query.limits)
-        with self._turn_to_parse(query.sql):
+        with self._turn_to_parse(query.sql, context.quota.deadline_ms / 1000):
             if avoid:
                 plan = plan_query(query.sql, replace(context, avoid=avoid))
             else:
@@ -259,9 +261,25 @@ class QueryService:
             )
         return plan
 
-    def _turn_to_parse(self, sql: str) -> AbstractContextManager[object]:
-        """Large statements are parsed one at a time: parsing holds the interpreter."""
-        return self._parsing_large if len(sql) > _LARGE_TEXT else nullcontext()
+    @contextmanager
+    def _turn_to_parse(self, sql: str, seconds: float) -> Iterator[None]:
+        """Large statements are parsed one at a time: parsing holds the interpreter.
+
+        Raises:
+            ResourceExhausted: it was not this one's turn within `seconds`.
+        """
+        if len(sql) <= _LARGE_TEXT:
+            yield
+            return
+        if not self._parsing_large.acquire(timeout=seconds):
+            raise ResourceExhausted(
+                f"statements of more than {_LARGE_TEXT:,} characters are parsed one at a time, and "
+                f"others took all of this one's {seconds:g} s; retry after 1000 ms"
+            )
+        try:
+            yield
+        finally:
+            self._parsing_large.release()
 
     def _context(
         self, table: RoutingTable, identity: Identity, limits: AskedLimits = ()

@@ -22,6 +22,7 @@ from accel_dask.model.member import Gateway
 from accel_dask.model.placement import Serving
 from accel_dask.store.base import Lease, StateStore
 from accel_dask.store.records import put_record
+from flightsql_gateway.admission import Admission
 from flightsql_gateway.load_figures import LoadFigures
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,18 @@ class Registration:
     """Keeps the `Gateway` record on a lease, on a thread of its own."""
 
     def __init__(
-        self, store: StateStore, figures: LoadFigures, *, address: str, lease_seconds: float
+        self,
+        store: StateStore,
+        figures: LoadFigures,
+        admission: Admission,
+        *,
+        address: str,
+        lease_seconds: float,
     ) -> None:
         self.gateway = GatewayId(f"gateway-{secrets.token_hex(4)}")
         self._store = store
         self._figures = figures
+        self._admission = admission
         self._address = address
         self._lease_seconds = lease_seconds
         self._lease: Lease | None = None
@@ -111,6 +119,7 @@ class Registration:
             p50_ms=load.p50_ms,
             p99_ms=load.p99_ms,
             per_tenant=load.per_tenant,
+            admission=self._admission.loads(),
         )
         put_record(self._store, record, lease.lease_id)
         with self._wake:

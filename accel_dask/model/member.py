@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from accel_dask.model.ids import GatewayId, Path, Revision, WorkerId
+from accel_dask.model.ids import GatewayId, Path, Revision, TenantId, WorkerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +71,19 @@ class Worker:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TenantLoad:
+    """A tenant's places and queries in one gateway."""
+
+    tenant: TenantId
+    share: int
+    """Queries that may run at once."""
+    in_use: int
+    queued: int
+    shed: int
+    """Refused for want of a place, since the gateway started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """A gateway, how far its routing table has come, and what it has served."""
 
@@ -87,6 +100,7 @@ class Gateway:
     p99_ms: float = 0.0
     per_tenant: tuple[tuple[str, float], ...] = ()
     """Queries per second of each tenant."""
+    admission: tuple[TenantLoad, ...] = ()
 
     @property
     def path(self) -> Path:

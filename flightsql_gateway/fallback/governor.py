@@ -16,7 +16,7 @@ from typing import Final
 import pyarrow as pa
 
 from accel_dask.connectors.olap.base import EngineStream, RunLimits
-from accel_dask.errors import AccelError, ConfigError, NotPortable, TooManyQueries
+from accel_dask.errors import AccelError, ConfigError, NotPortable, ResourceExhausted
 from accel_dask.model.fallback import FallbackReason
 from accel_dask.model.measured import Measured
 from accel_dask.model.routing import FallbackRoute, RoutingTable
@@ -163,7 +163,7 @@ class Fallback:
 
         Raises:
             FallbackError: the engine cannot, or must not, answer it.
-            TooManyQueries: the tenant's places for fallbacks are taken.
+            ResourceExhausted: the tenant's places for fallbacks are taken.
             LimitExceeded: it is beyond the tenant's limits for fallbacks.
             DeadlineExceeded, QueryCancelled: the call ended.
         """
@@ -223,7 +223,7 @@ class Fallback:
                 source.check_wanted,
             )
             if not has_place:
-                raise TooManyQueries(
+                raise ResourceExhausted(
                     f"{quota.fallback_concurrency} queries of tenant {target.tenant} are at "
                     "engines, its limit (fallback_concurrency), and none ended within "
                     f"{quota.queue_wait_ms} ms; retry after {quota.queue_wait_ms} ms"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from accel_dask.errors import AccelError, LimitExceeded, NotResident, RoutingError, TooManyQueries
+from accel_dask.errors import (
+    AccelError,
+    LimitExceeded,
+    NotResident,
+    ResourceExhausted,
+    RoutingError,
+)
 from accel_dask.model.fallback import FallbackReason
 
 
@@ -12,6 +18,6 @@ def reason_of(error: AccelError) -> FallbackReason | None:
         return FallbackReason.MISS
     if not error.falls_back and not isinstance(error, RoutingError):
         return None
-    if isinstance(error, LimitExceeded | TooManyQueries):
+    if isinstance(error, LimitExceeded | ResourceExhausted):
         return FallbackReason.BREACH
     return FallbackReason.ERROR if isinstance(error, RoutingError) else None

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from accel_dask.codec import encode
-from accel_dask.errors import AccelError, InvalidQuery, UnsupportedQuery
+from accel_dask.errors import AccelError, InvalidQuery, ResourceExhausted, UnsupportedQuery
 from accel_dask.flight_errors import to_flight
 from accel_dask.query_planner.plan import FragmentKind
 from flightsql_gateway.answer import Answer
@@ -95,6 +95,8 @@ _RECEIPT_TRAILER: Final = "x-accel-receipt"
 _TRAILER_PARTS: Final = 16
 """A receipt with more parts is sent without them; the action has them all."""
 _CODE_TRAILER: Final = "x-accel-code"
+_RETRY_TRAILER: Final = "x-accel-retry-after-ms"
+"""With RESOURCE_EXHAUSTED: when to come back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +274,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             return work(self._request(context))
         except AccelError as error:
             log.info("%s: %s", error.code, error)
-            _add_trailer(context, _CODE_TRAILER, error.code)
+            _tell(context, error)
             raised = to_flight(error)
         except Exception as error:  # a traceback must never reach a client
             log.exception("a handler failed unexpectedly")
@@ -328,7 +330,7 @@ class _Batches:
             batch = self._first.popleft() if self._first else self._answer.read()
         except AccelError as error:
             log.info("%s: %s", error.code, error)
-            _add_trailer(self._context, _CODE_TRAILER, error.code)
+            _tell(self._context, error)
             raised = to_flight(error)
         except Exception as error:  # a traceback must never reach a client
             log.exception("a stream failed unexpectedly")
@@ -351,6 +353,13 @@ def _send_receipt(answer: Answer, context: flight.ServerCallContext) -> None:
         text = encode(short).decode()
         text = text if text.isascii() else json.dumps(json.loads(text))
         _add_trailer(context, _RECEIPT_TRAILER, text)
+
+
+def _tell(context: flight.ServerCallContext, error: AccelError) -> None:
+    """What programs look at in place of the message."""
+    _add_trailer(context, _CODE_TRAILER, error.code)
+    if isinstance(error, ResourceExhausted):
+        _add_trailer(context, _RETRY_TRAILER, str(error.retry_after_ms))
 
 
 def _add_trailer(context: flight.ServerCallContext, name: str, value: str) -> None:

@@ -37,10 +37,10 @@ from accel_dask.errors import (
     ExecutorUnavailable,
     InvalidQuery,
     MemoryLimit,
+    ResourceExhausted,
     RowLimit,
     ShardDamaged,
     StaleEpoch,
-    TooManyQueries,
     Unauthenticated,
     UnsupportedQuery,
 )
@@ -417,7 +417,7 @@ def test_a_reader_that_stalls_does_not_hold_others_up(site: Site, shared: Shared
             reader = client.do_get(ticket)
             reader.read_chunk()
             readers.append(reader)
-        with pytest.raises(TooManyQueries):
+        with pytest.raises(ResourceExhausted):
             ask(executor, "SELECT 1", timeout_ms=100)
         assert ask(executor, "SELECT 1 AS x", timeout_ms=3_000) == [{"x": 1}]
         for reader in readers:
@@ -440,7 +440,7 @@ def test_many_clients_at_once_get_right_answers_or_a_clear_refusal(
                     f"SELECT id, code FROM {site.table} WHERE id = {wanted}",
                     site.shard,
                 )
-            except TooManyQueries:
+            except ResourceExhausted:
                 answers.append("refused")
             else:
                 answers.append(row == {"id": wanted, "code": ["ab", "cd", "ef"][wanted % 3]})

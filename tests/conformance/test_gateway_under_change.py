@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from adbc_driver_flightsql import dbapi
 from gateway_world import World, flights, wait_until
 from pyarrow import flight
 
@@ -265,8 +266,14 @@ def test_too_many_queries_are_told_to_come_back(world: World) -> None:
     asking = Asking(world, "select 1 from flights limit 1", threads=1)
     assert blocked.wait(10)
     client, options = world.client("acme", "secret-of-acme")
-    with pytest.raises(flight.FlightUnavailableError, match="retry after"):
+    with pytest.raises(flight.FlightUnavailableError, match=r"EXHAUSTED\].*retry after 1000 ms"):
         client.do_get(ticket("select 2 from flights"), options).read_all()
+    with world.connect("acme", "secret-of-acme") as connection, connection.cursor() as cursor:
+        with pytest.raises(dbapi.Error) as told:
+            cursor.execute("select 3 from flights")
+        details = dict(told.value.details)
+        assert details[b"x-accel-code"] == b"RESOURCE_EXHAUSTED"
+        assert details[b"x-accel-retry-after-ms"] == b"1000"
     release.set()
     asking.stop()
     client.close()

@@ -22,10 +22,10 @@ from accel_dask.errors import (
     MemoryLimit,
     QueryCancelled,
     ReadOnly,
+    ResourceExhausted,
     RowLimit,
     ShardDamaged,
     TextLimit,
-    TooManyQueries,
     UnsupportedQuery,
 )
 from accel_dask.model.executor import Attachment
@@ -334,7 +334,7 @@ def test_an_answer_that_nobody_reads_gives_its_place_back_at_the_deadline(world:
 def test_a_query_that_finds_no_place_is_refused_when_its_time_is_over(world: World) -> None:
     holders = [world.engine.run(make_ticket(f"SELECT * FROM {world.table}")) for _ in range(2)]
     started = time.monotonic()
-    with pytest.raises(TooManyQueries, match="2 queries of tenant acme run here"):
+    with pytest.raises(ResourceExhausted, match="2 queries of tenant acme run here"):
         world.engine.run(make_ticket("SELECT 1", timeout_ms=150))
     assert 0.1 < time.monotonic() - started < 1
     for holder in holders:

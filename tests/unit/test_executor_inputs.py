@@ -23,9 +23,9 @@ from accel_dask.errors import (
     InvariantViolated,
     MemoryLimit,
     QueryCancelled,
+    ResourceExhausted,
     RowLimit,
     StaleEpoch,
-    TooManyQueries,
     Unauthenticated,
     UnsupportedQuery,
 )
@@ -223,7 +223,12 @@ def test_describing_needs_the_form_of_the_first_piece_only(world: World) -> None
 
 # Who is asked when something fails.
 
-AWAY = [ExecutorUnavailable("gone"), StaleEpoch("old"), TooManyQueries("full"), ValueError("odd")]
+AWAY = [
+    ExecutorUnavailable("gone"),
+    StaleEpoch("old"),
+    ResourceExhausted("full"),
+    ValueError("odd"),
+]
 
 
 @pytest.mark.parametrize("failure", AWAY, ids=lambda e: type(e).__name__)
@@ -254,7 +259,7 @@ def test_an_address_that_is_none_is_an_executor_that_is_not_there(world: World) 
     ("failure", "expected"),
     [
         (StaleEpoch("epoch 4 of acme.sales is not served here"), StaleEpoch),
-        (TooManyQueries("full"), TooManyQueries),
+        (ResourceExhausted("full"), ResourceExhausted),
         (ExecutorUnavailable("connect to 10.1.2.3:77 failed"), ExecutorUnavailable),
         (QueryCancelled("why?"), ExecutorUnavailable),
         (Unauthenticated("no"), ExecutorUnavailable),
@@ -374,7 +379,7 @@ def test_a_query_that_waits_for_its_parts_holds_a_place_of_queries_only(world: W
         time.sleep(0.005)
     part = world.engine.run(make_ticket("SELECT 1 AS x", is_part=True))
     assert [b.to_pylist() for b in part] == [[{"x": 1}]]
-    with pytest.raises(TooManyQueries):
+    with pytest.raises(ResourceExhausted):
         world.engine.run(make_ticket("SELECT 1", timeout_ms=50))
     for thread in threads:
         thread.join()
@@ -628,7 +633,7 @@ def test_who_leaves_the_line_passes_his_place_on() -> None:
 
     threads = EngineThreads("acme", "queries", 1, 1)
     taken = threads.acquire(Query(1))
-    with pytest.raises(TooManyQueries, match="none ended in this query's time"):
+    with pytest.raises(ResourceExhausted, match="none ended in this query's time"):
         threads.acquire(Query(0.03))
     assert len(threads._line) == 0
     threads.release(taken)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from accel_dask.errors import DeadlineExceeded, QueryCancelled, TooManyQueries, Unauthenticated
+from accel_dask.errors import DeadlineExceeded, QueryCancelled, ResourceExhausted, Unauthenticated
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota, User, hash_token
@@ -96,7 +96,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(watch: CallWatc
     admission = Admission()
     quota = Quota(concurrency=1, queue_length=0)
     admission.admit(ACME, quota, call(watch))
-    with pytest.raises(TooManyQueries, match=r"1 queries of tenant acme.*retry after 1000 ms"):
+    with pytest.raises(ResourceExhausted, match=r"acme may run 1 queries.*retry after 1000 ms"):
         admission.admit(ACME, quota, call(watch))
     assert admission.load(ACME) == (1, 0)
 
@@ -105,7 +105,7 @@ def test_a_wait_is_bounded(watch: CallWatch) -> None:
     admission = Admission()
     quota = Quota(concurrency=1, queue_wait_ms=30)
     admission.admit(ACME, quota, call(watch))
-    with pytest.raises(TooManyQueries, match="30 ms"):
+    with pytest.raises(ResourceExhausted, match="30 ms"):
         admission.admit(ACME, quota, call(watch))
     assert admission.load(ACME) == (1, 0)
 
@@ -138,7 +138,7 @@ def test_places_are_not_lost_in_a_race_of_leaving_and_releasing(watch: CallWatch
         for _ in range(100):
             try:
                 slot = admission.admit(ACME, quota, call(watch))
-            except TooManyQueries:
+            except ResourceExhausted:
                 continue
             slot.release()
 

@@ -168,7 +168,7 @@ class Engine:
         thread until then.
 
         Raises:
-            AccelError: of the QueryError family, `TooManyQueries`, `QueryCancelled`; of a query
+            AccelError: of the QueryError family, `ResourceExhausted`, `QueryCancelled`; of a query
                 with inputs also `ExecutorUnavailable` and `StaleEpoch` of its peers.
         """
         started_at = time.monotonic() if started_at is None else started_at

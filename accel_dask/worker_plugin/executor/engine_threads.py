@@ -15,11 +15,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Final, Protocol
 
-from accel_dask.errors import AccelError, TooManyQueries
+from accel_dask.errors import AccelError, ResourceExhausted
 
 log = logging.getLogger(__name__)
 
 _CLIENT_POLL_SECONDS = 0.02
+_RETRY_AFTER_MS = 100
 
 
 class Waiting(Protocol):
@@ -91,7 +92,7 @@ class EngineThreads:
         """A thread for `query` alone; whoever came first gets one first.
 
         Raises:
-            TooManyQueries: none became free in the query's time, or too many wait.
+            ResourceExhausted: none became free in the query's time, or too many wait.
             AccelError: the query was stopped meanwhile.
         """
         with self._lock:
@@ -139,10 +140,10 @@ class EngineThreads:
                 return
         self.release(place.thread)  # it was called in the very moment
 
-    def _too_many(self, because: str) -> TooManyQueries:
-        return TooManyQueries(
+    def _too_many(self, because: str) -> ResourceExhausted:
+        return ResourceExhausted(
             f"{len(self._all)} {self._what} of tenant {self._tenant} run here, its limit, "
-            f"{because}; try again"
+            f"{because}; retry after {_RETRY_AFTER_MS} ms"
         )
 
 

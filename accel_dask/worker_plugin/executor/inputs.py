@@ -28,9 +28,9 @@ from accel_dask.errors import (
     MemoryLimit,
     NotResident,
     QueryCancelled,
+    ResourceExhausted,
     RowLimit,
     StaleEpoch,
-    TooManyQueries,
 )
 from accel_dask.model.measured import MeasuredPart
 from accel_dask.model.tenant import MIB, Quota
@@ -51,7 +51,7 @@ _ELSEWHERE: Final = (
     ExecutorUnavailable,
     StaleEpoch,
     NotResident,
-    TooManyQueries,
+    ResourceExhausted,
     ColdReadFailed,
 )
 """What another executor with the same data may do better."""

@@ -20,8 +20,8 @@ from accel_dask.errors import (
     NotResident,
     QueryCancelled,
     QueryError,
+    ResourceExhausted,
     StaleEpoch,
-    TooManyQueries,
 )
 from accel_dask.flight_errors import from_flight
 from accel_dask.flight_trailers import TrailerReader, Trailers
@@ -270,7 +270,7 @@ class PeerCall:
             return DeadlineExceeded(
                 f"another executor of tenant {tenant} did not answer within the query's deadline"
             )
-        if isinstance(found, QueryError | StaleEpoch | TooManyQueries | NotResident):
+        if isinstance(found, QueryError | StaleEpoch | ResourceExhausted | NotResident):
             return found
         if isinstance(found, ExecutorUnavailable):
             self._clients.drop(self.address, self._client)
