@@ -21,9 +21,10 @@ test: ## every test but the slow fault injection
 	@scripts/setup.sh $(VENV) test
 	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
 
-parity: ## the client against pandas, every family with 400 examples (about 4 minutes of CPU time), and its scoreboard
+parity: ## the client against pandas, every family with 400 examples from memory and by each OLAP engine that is installed (about 15 minutes of CPU time), and its scoreboard
 	@scripts/setup.sh $(VENV) test
-	ACCEL_CLIENT_EXAMPLES=400 $(BIN)/python -m pytest tests/property/test_client_against_pandas.py --timeout 2400 $(ARGS)
+	@rm -f .parity-counts.jsonl
+	ACCEL_CLIENT_EXAMPLES=400 ACCEL_CLIENT_ENGINE_EXAMPLES=400 ACCEL_CLIENT_COUNTS=.parity-counts.jsonl $(BIN)/python -m pytest tests/property/test_client_against_pandas.py --timeout 2400 $(ARGS)
 	$(BIN)/python scripts/client_parity.py
 
 chaos: ## slow fault injection: kill, freeze and cut every process under load
