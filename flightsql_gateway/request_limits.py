@@ -60,6 +60,20 @@ def lowered(quota: Quota, asked: AskedLimits) -> Quota:
     return replace(quota, **lower)
 
 
+def lowered_at_engine(quota: Quota, asked: AskedLimits) -> Quota:
+    """`quota` with the limits of a fallback's answer, where less was asked for."""
+    wanted = dict(asked)
+    return replace(
+        quota,
+        fallback_max_rows=min(
+            quota.fallback_max_rows, wanted.get("max_result_rows", quota.fallback_max_rows)
+        ),
+        fallback_max_bytes=min(
+            quota.fallback_max_bytes, wanted.get("max_result_bytes", quota.fallback_max_bytes)
+        ),
+    )
+
+
 def whose(quota: Quota, asked: AskedLimits, name: str, tenant: str) -> str:
     """Who set the limit `name`, for people."""
     value = dict(asked).get(name)

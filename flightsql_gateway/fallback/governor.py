@@ -47,6 +47,7 @@ from flightsql_gateway.fallback.target import (
 )
 from flightsql_gateway.query import Query
 from flightsql_gateway.receipts import FallbackNote
+from flightsql_gateway.request_limits import lowered_at_engine
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +170,7 @@ class Fallback:
         """
         reason = FallbackReason.POLICY if error is None else reason_of(error)
         assert reason is not None
+        quota = lowered_at_engine(quota, query.limits)
         target = self.target(query, table)
         because = "" if error is None else f"{error.code}: {error}"
         note = FallbackNote(reason, because, target.told, target.is_pinned)

@@ -303,6 +303,19 @@ def test_limits_of_fallbacks_are_the_tenants_own(world: FallbackWorld, engine: E
     assert len(world.ask("select id from flights limit 50").rows) == 50
 
 
+def test_a_clients_own_limits_hold_at_the_engine_too(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    header = "adbc.flight.sql.rpc.call_header.x-accel-max-result-"
+    sql = "select id from flights order by id"
+    for limit in ("rows", "bytes"):
+        with pytest.raises(Exception, match=f"max_result_{limit}"):
+            world.ask(sql, **{header + limit: "50"})
+    assert len(world.ask(f"{sql} limit 50", **{f"{header}rows": "50"}).rows) == 50
+
+
 def test_an_engine_that_is_down_is_left_alone_after_some_failures(world: FallbackWorld) -> None:
     spec = FallbackSpec(
         engine="flightsql",

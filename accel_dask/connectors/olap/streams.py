@@ -91,12 +91,14 @@ class LimitedStream:
         if self._rows > limits.max_rows:
             raise RowLimit(
                 f"the answer of {self._engine} has more than {limits.max_rows:,} rows, the "
-                "tenant's limit for fallbacks (fallback_max_rows); aggregate, filter or add a LIMIT"
+                "limit of its fallback (fallback_max_rows, or the client's own max_result_rows); "
+                "aggregate, filter or add a LIMIT"
             )
         if self._bytes > limits.max_bytes:
             raise RowLimit(
                 f"the answer of {self._engine} has more than {limits.max_bytes:,} bytes, the "
-                "tenant's limit for fallbacks (fallback_max_bytes); ask for fewer columns or rows"
+                "limit of its fallback (fallback_max_bytes, or the client's own max_result_bytes); "
+                "ask for fewer columns or rows"
             )
 
     def cancel(self) -> None:
