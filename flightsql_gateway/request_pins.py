@@ -28,13 +28,14 @@ def read_pins(headers: Mapping[str, Iterable[str]]) -> Pins:
     Raises:
         InvalidQuery: the header does not say so.
     """
-    pins = []
+    pins: dict[str, int] = {}
     for pin in filter(None, _header(headers, EPOCHS).split(",")):
         found = _PIN.fullmatch(pin.strip())
         if found is None:
             raise InvalidQuery(f"{EPOCHS}: {pin[:60]!r} is no dataset@epoch")
-        pins.append((found[1], int(found[2])))
-    return tuple(pins)
+        if pins.setdefault(found[1], int(found[2])) != int(found[2]):
+            raise InvalidQuery(f"{EPOCHS}: {found[1]!r} is pinned to two epochs")
+    return tuple(pins.items())
 
 
 def read_request_name(headers: Mapping[str, Iterable[str]]) -> str:
@@ -60,9 +61,10 @@ def check_pins(plan: QueryPlan, pins: Pins) -> None:
         EpochRetired: one serves another epoch by now.
     """
     wanted = dict(pins)
+    in_any_case = {name.lower(): epoch for name, epoch in pins}  # as SQL takes names
     for used in plan.datasets:
         name = used.dataset_id.name
-        pinned = wanted.get(name)
+        pinned = wanted.get(name, in_any_case.get(name.lower()))
         if pinned is not None and pinned != used.epoch:
             raise EpochRetired(
                 f"{used.dataset_id.tenant}: the dataset {name} serves epoch {used.epoch} by now; "

@@ -27,6 +27,7 @@ from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.ids import TenantId
 from accel_dask.store.records import put_record
 from flightsql_gateway.flight_sql import messages
+from flightsql_gateway.request_pins import read_pins
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,29 @@ def test_a_pinned_epoch_that_is_gone_is_an_error_and_never_another_answer() -> N
             assert df.version.min() == 2
     finally:
         made.close()
+
+
+@pytest.mark.parametrize("pins", ["FLIGHTS@1", "Flights@1,other@7"])
+def test_a_pin_holds_in_whatever_case_its_dataset_is_named(pins: str) -> None:
+    made = World()
+    try:
+        made.start()
+        made.tenant("acme")
+        made.serve("acme", {"flights": (2, [flights(2, 10)])})
+        header = {"adbc.flight.sql.rpc.call_header.x-accel-epochs": pins}
+        with (
+            made.connect("acme", "secret-of-acme", **header) as connection,
+            connection.cursor() as cursor,
+            pytest.raises(Exception, match=r"epoch 2 by now.*pinned to 1"),
+        ):
+            cursor.execute("SELECT max(version) FROM flights")
+    finally:
+        made.close()
+
+
+def test_a_dataset_pinned_to_two_epochs_is_refused() -> None:
+    with pytest.raises(InvalidQuery, match="two epochs"):
+        read_pins({"x-accel-epochs": ["flights@1", "flights@2"]})
 
 
 def test_columns_that_change_with_an_epoch_are_an_error_and_not_a_guess() -> None:
