@@ -8,6 +8,7 @@ finds the dropped column's values; directory names turn into columns; a lossy ca
 # ruff: noqa: S608 - SQL is built from quoted names and literals
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -293,7 +294,7 @@ def _select_group(
     for index, (column, reading) in enumerate(zip(columns, readings, strict=True)):
         inner = f"c{index}"
         if reading.field_id is None and reading.name is None:
-            value = "NULL" if reading.constant is None else literal(reading.constant)
+            value = "NULL" if _is_missing(column, reading) else literal(reading.constant or "")
             expressions.append(f"CAST({value} AS {column.type}) AS {quote(column.name)}")
             continue
         key = str(reading.field_id) if reading.name is None else literal(reading.name)
@@ -309,6 +310,12 @@ def _select_group(
         f"{select}, filename='accel_file', file_row_number=true) AS d ANTI JOIN {gone_rows} AS g "
         "ON d.accel_file = g.file AND d.file_row_number = g.position"
     )
+
+
+def _is_missing(column: Column, constant: Reading) -> bool:
+    """NaN is, as it is in the files."""
+    text = constant.constant
+    return text is None or (column.type in FLOATS and math.isnan(float(text)))
 
 
 def _select_nothing(columns: Sequence[Column]) -> str:

@@ -367,6 +367,20 @@ def test_a_partition_value_that_its_file_lacks_comes_from_the_partition(lake: La
     assert sorted(loaded.column("region").to_pylist()) == ["asia", "asia", "eu", "us"]
 
 
+def test_nan_as_a_partition_value_is_missing_as_it_is_in_files(lake: Lake) -> None:
+    schema = Schema(NestedField(1, "a", LongType()), NestedField(2, "x", DoubleType()))
+    spec = PartitionSpec(PartitionField(2, 1000, IdentityTransform(), "x"))
+    table = lake.catalog.create_table("ns.t", schema=schema, partition_spec=spec)
+    with_ids = pa.schema([pa.field("a", pa.int64(), metadata={"PARQUET:field_id": "1"})])
+    for name, value in (("nan", math.nan), ("one", 1.0), ("inf", math.inf)):
+        path = lake.path / f"{name}.parquet"
+        pq.write_table(pa.table({"a": [3, 4]}, schema=with_ids), path)
+        add_file(table, DataFileContent.DATA, path, rows=2, partition=Record(value))
+    loaded = lake.load(lake.plan())
+    found = sorted(map(repr, loaded.column("x").to_pylist()))
+    assert found == ["1.0", "1.0", "None", "None", "inf", "inf"]
+
+
 # --- types and values ------------------------------------------------------------------------
 
 ALL_TYPES = Schema(
