@@ -14,6 +14,7 @@ import pyarrow as pa
 from accel_dask.errors import AccelError
 from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
+from accel_dask.model.shard_ref import ShardRef
 from accel_dask.query_planner.plan import FragmentKind, QueryLimits, QueryPlan, Verdict
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.receipts import DatasetReceipt, FallbackNote, PartReceipt, Receipt, shortened
@@ -36,6 +37,8 @@ class Query:
     """The client's own."""
     pins: Pins = ()
     """Epochs that it must read."""
+    shard: ShardRef | None = None
+    """The one shard of its dataset that it is narrowed to. It has its dataset's pin, too."""
     name: str = ""
     """What its user can cancel it by."""
     describe_only: bool = False
@@ -82,6 +85,8 @@ class QueryRecord:
         self.plan: QueryPlan | None = None
         self.stream: BatchStream | None = None
         self.fallback: FallbackNote | None = None
+        self.note = ""
+        """What else there is to say of it."""
         self.plan_ms = self.queue_ms = self.run_ms = 0.0
         self.rows = self.bytes = 0
         self.receipt: Receipt | None = None
@@ -101,7 +106,7 @@ class QueryRecord:
         plan = self.stream.plan if self.stream else self.plan
         executor = self.stream.executor if self.stream else None
         measured = self.stream.measured if self.stream else None
-        reason = "; ".join(plan.reasons) if plan else ""
+        reason = "; ".join((*(plan.reasons if plan else ()), *filter(None, (self.note,))))
         self.receipt = Receipt(
             query_id=self.query_id,
             tenant=query.identity.tenant,

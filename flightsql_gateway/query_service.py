@@ -21,8 +21,8 @@ from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota
 from accel_dask.query_planner.cache import PlanCache
-from accel_dask.query_planner.pipeline import explain, plan_query
-from accel_dask.query_planner.plan import PlanContext, QueryPlan
+from accel_dask.query_planner.pipeline import explain, plan_query, shards_to_read
+from accel_dask.query_planner.plan import PlanContext, QueryPlan, Scan
 from flightsql_gateway.admission import Admission, Slot
 from flightsql_gateway.answer import Answer
 from flightsql_gateway.auth import Identity
@@ -34,6 +34,7 @@ from flightsql_gateway.query import Observer, Query, QueryRecord
 from flightsql_gateway.request_limits import AskedLimits, lowered, whose
 from flightsql_gateway.request_pins import NamedCalls, check_pins
 from flightsql_gateway.routing_cache import RoutingCache
+from flightsql_gateway.tickets import TicketContext, ticket_of
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +210,39 @@ class QueryService:
         query = Query(sql=sql, identity=identity)
         return explain(self._plan(query, self._routing.current()))
 
+    def shards(self, sql: str, identity: Identity) -> tuple[Scan, ...]:
+        """What of each dataset `sql` reads.
+
+        Raises:
+            AccelError: it cannot be planned.
+        """
+        context = self._context(self._routing.current(), identity)
+        with self._turn_to_parse(sql, context.quota.deadline_ms / 1000):
+            return shards_to_read(sql, context)
+
+    def hand_out(self, query: Query) -> tuple[QueryPlan, bytes]:
+        """The plan of `query`, and a signed ticket for whoever is near an executor of it. The
+        executor bounds it as any other; its slots, not the gateway's, are the places for it.
+
+        Raises:
+            AccelError: it cannot be planned.
+        """
+        record = QueryRecord(query, self._observers)
+        try:
+            table = self._routing.current()
+            plan = self._plan(query, table, record)
+            context = TicketContext(
+                query_id=record.query_id, parameters=b"", describe_only=False,
+                key=self._routing.ticket_key(),
+            )  # fmt: skip
+            signed = ticket_of(plan, plan.fragments[0], context, plan.limits.deadline_ms / 1000)
+        except BaseException as error:
+            record.finish(error)
+            raise
+        record.note = "handed out as a ticket, to be redeemed at an executor"
+        record.finish(None)
+        return plan, signed
+
     def cancel(self, identity: Identity, name: str) -> bool:
         """End the call that the user gave this name; False: there is none (any more)."""
         return self._named.cancel(identity, name)
@@ -247,8 +281,8 @@ class QueryService:
         started = time.monotonic()
         context = self._context(table, query.identity, query.limits)
         with self._turn_to_parse(query.sql, context.quota.deadline_ms / 1000):
-            if avoid:
-                plan = plan_query(query.sql, replace(context, avoid=avoid))
+            if avoid or query.shard is not None:
+                plan = plan_query(query.sql, replace(context, avoid=avoid, only=query.shard))
             else:
                 plan = self._plans.plan(query.sql, context)
         if record is not None:

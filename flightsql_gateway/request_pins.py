@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from accel_dask.errors import EpochRetired, InvalidQuery
+from accel_dask.model.shard_ref import ShardRef
 from accel_dask.query_planner.plan import QueryPlan
 from flightsql_gateway.auth import Identity
 
 EPOCHS: Final = "x-accel-epochs"
+SHARD: Final = "x-accel-shard"
 REQUEST: Final = "x-accel-request"
 _PIN: Final = re.compile(r"([^@,]{1,200})@(\d{1,18})")
+_SHARD: Final = re.compile(r"([^@,]{1,200})@(\d{1,18})/([0-9A-Za-z]{1,64})")
 _NAME: Final = re.compile(r"[0-9A-Za-z-]{8,64}")
 
 Pins = tuple[tuple[str, int], ...]
@@ -36,6 +39,32 @@ def read_pins(headers: Mapping[str, Iterable[str]]) -> Pins:
         if pins.setdefault(found[1], int(found[2])) != int(found[2]):
             raise InvalidQuery(f"{EPOCHS}: {found[1]!r} is pinned to two epochs")
     return tuple(pins.items())
+
+
+def read_shard(headers: Mapping[str, Iterable[str]], tenant: str) -> ShardRef | None:
+    """The one shard that a call is narrowed to, `flights@12/<shard id>`; None: none.
+
+    Raises:
+        InvalidQuery: the header does not say so.
+    """
+    text = _header(headers, SHARD).strip()
+    return parse_shard(text, tenant) if text else None
+
+
+def parse_shard(text: str, tenant: str) -> ShardRef:
+    """
+    Raises:
+        InvalidQuery: `text` names no shard.
+    """
+    found = _SHARD.fullmatch(text)
+    if found is None:
+        raise InvalidQuery(f"{text[:60]!r} is no dataset@epoch/shard")
+    return ShardRef(tenant, found[1], int(found[2]), found[3])
+
+
+def pin_of(shard: ShardRef | None) -> Pins:
+    """The epoch that a call is pinned to by the shard it is narrowed to."""
+    return () if shard is None else ((shard.dataset, shard.epoch),)
 
 
 def read_request_name(headers: Mapping[str, Iterable[str]]) -> str:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from accel_dask.client.lazy import Lazy
 
 
 class Answerable:
@@ -22,7 +25,20 @@ class Answerable:
 
 
 class DaskCollection:
-    """Dask's collection protocol, by the frame's own `compute`."""
+    """Dask's collection protocol, by the frame's own `compute`, and the way to its DataFrame."""
+
+    def to_dask_dataframe(self, *, dtype_backend: str = "numpy") -> Any:
+        """A Dask DataFrame (or Series) of these rows: a partition per shard, pinned to the epoch
+        that serves now, each read where its shard lives. Its dtypes are those of `compute()`, but
+        for one that a column without missing values gets here if others of its dataset have some.
+        Divisions are known if the index is a column that the shards do not overlap in.
+
+        Raises:
+            UnsupportedOperation: it is not a choice of rows and columns of one dataset.
+        """
+        from accel_dask.client.dask_frame import to_dask_dataframe
+
+        return to_dask_dataframe(cast("Lazy", self), dtype_backend=dtype_backend)
 
     @property
     def _dask_key(self) -> str:

@@ -102,6 +102,32 @@ _INTEGERS: Final = {
 }
 
 
+def arrow_type(dtype: DType) -> pa.DataType:
+    """The Arrow type that a column of `dtype` comes in."""
+    match dtype.kind:
+        case Kind.INT:
+            names = {sql: name for name, sql in _INTEGERS.items()}
+            return pa.type_for_alias(names.get(dtype.sql, "int64"))
+        case Kind.FLOAT:
+            return pa.float32() if dtype.sql == "FLOAT" else pa.float64()
+        case Kind.DURATION:
+            return pa.int64()
+        case Kind.CATEGORY:
+            return pa.int32()
+        case _:
+            return _ARROW.get(dtype.kind, pa.null())
+
+
+_ARROW: Final = {
+    Kind.BOOL: pa.bool_(),
+    Kind.DECIMAL: pa.float64(),
+    Kind.STRING: pa.string(),
+    Kind.DATE: pa.date32(),
+    Kind.TIMESTAMP: pa.timestamp("us"),
+    Kind.TIMESTAMPTZ: pa.timestamp("us", tz="UTC"),
+}
+
+
 def plain(value: Any) -> Any:
     """`value` as plain Python: NumPy and pandas scalars unwrapped, everything missing as None.
 

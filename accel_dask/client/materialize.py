@@ -19,7 +19,7 @@ from accel_dask.client.provenance import Provenance
 from accel_dask.client.view import View
 from accel_dask.errors import UnsupportedOperation
 
-_EXACT: Final = 2**53
+EXACT: Final = 2**53
 """Up to here a float holds every integer."""
 _DTYPES: Final = {
     Kind.BOOL: "bool",
@@ -175,7 +175,7 @@ def _whole_with_missing(column: pa.ChunkedArray) -> Any:
 
     bounds = pc.min_max(column).as_py()
     least, greatest = bounds["min"] or 0, bounds["max"] or 0
-    if max(abs(least), abs(greatest)) <= _EXACT:
+    if max(abs(least), abs(greatest)) <= EXACT:
         return column.cast(pa.float64()).to_pandas()
     warnings.warn(
         "integers beyond 2**53 with missing values: kept exact as Int64", stacklevel=2

@@ -6,7 +6,7 @@ The gateway takes the command as the ticket of a DoGet, so that no FlightInfo is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import pyarrow as pa
@@ -41,6 +41,11 @@ class Answering(Protocol):
 class Transport(Protocol):
     """What a session needs of a gateway."""
 
+    @property
+    def where(self) -> tuple[str, str, str]:
+        """The gateway, the user and the token."""
+        ...
+
     def query(
         self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str
     ) -> Answering:
@@ -74,13 +79,7 @@ class FlightTransport:
     """
 
     def __init__(self, url: str, user: str, token: str) -> None:
-        self._url, self._user, self._token = url, user, token
-        self._headers = _BearerFactory()
-        self._trailers = TrailerReader()
-        try:
-            self._client = flight.FlightClient(url, middleware=[self._headers, self._trailers])
-        except pa.ArrowInvalid as error:
-            raise ConfigError(f"{url!r} is no gateway's address; write grpc://host:port") from error
+        self._open(url, user, token)
         try:
             self._authenticate()
         except ExecutorUnavailable as error:
@@ -90,9 +89,26 @@ class FlightTransport:
             self._client.close()
             raise
 
-    def __reduce__(self) -> tuple[type[FlightTransport], tuple[str, str, str]]:
-        """Elsewhere it connects again, as the same user."""
-        return FlightTransport, (self._url, self._user, self._token)
+    def _open(self, url: str, user: str, token: str) -> None:
+        self.where = (url, user, token)
+        self._headers = _BearerFactory()
+        self._trailers = TrailerReader()
+        try:
+            self._client = flight.FlightClient(url, middleware=[self._headers, self._trailers])
+        except pa.ArrowInvalid as error:
+            raise ConfigError(f"{url!r} is no gateway's address; write grpc://host:port") from error
+
+    @classmethod
+    def later(cls, url: str, user: str, token: str) -> FlightTransport:
+        """One that connects at its first call."""
+        made = cls.__new__(cls)
+        made._open(url, user, token)
+        return made
+
+    def __reduce__(self) -> tuple[Callable[..., FlightTransport], tuple[str, str, str]]:
+        """Elsewhere it connects again, as the same user, once it is used. A frame on its way to
+        a Dask worker passes the scheduler, which must not wait for a gateway."""
+        return FlightTransport.later, self.where
 
     def query(
         self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str
@@ -149,9 +165,10 @@ class FlightTransport:
         self._client.close()
 
     def _authenticate(self) -> None:
+        _, user, token = self.where
         options = flight.FlightCallOptions(timeout=_CONNECT_SECONDS)
         try:
-            self._client.authenticate_basic_token(self._user, self._token, options)
+            self._client.authenticate_basic_token(user, token, options)
         except flight.FlightError as error:
             raise from_flight(error) from error
 
@@ -228,6 +245,22 @@ class _Bearer(flight.ClientMiddleware):  # type: ignore[misc]
         for value in headers.get("authorization", ()):
             if value.startswith("Bearer "):
                 self._factory.bearer = value
+
+
+def read_ticket(address: str, ticket: bytes, seconds: float) -> pa.Table:
+    """All rows that the executor at `address` gives for a ticket.
+
+    Raises:
+        AccelError: as the executor answered; RoutingError: it does not, or not any more.
+    """
+    client = flight.FlightClient(address)
+    try:
+        reader = client.do_get(flight.Ticket(ticket), flight.FlightCallOptions(timeout=seconds))
+        return reader.read_all()
+    except (flight.FlightError, pa.ArrowException, NotImplementedError) as error:
+        raise from_flight(error) from error
+    finally:
+        client.close()
 
 
 def _command(name: str, query: str) -> bytes:

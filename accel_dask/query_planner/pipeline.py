@@ -17,6 +17,7 @@ from accel_dask.query_planner.plan import (
     PlanContext,
     QueryDraft,
     QueryPlan,
+    Scan,
     UsedDataset,
 )
 from accel_dask.query_planner.prune import prune
@@ -65,6 +66,18 @@ def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
         ),
         rollups=draft.rollups,
     )
+
+
+def shards_to_read(sql: str, context: PlanContext) -> tuple[Scan, ...]:
+    """The scans of `sql` with their shards; nothing about limits or executors.
+
+    Raises:
+        QueryError, NotResident: as `plan_query`.
+    """
+    draft = QueryDraft(sql=sql)
+    for step in (parse, resolve, prune):
+        draft = step(draft, context)
+    return draft.scans
 
 
 def warm_up() -> None:

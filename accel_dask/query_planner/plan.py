@@ -11,6 +11,7 @@ from sqlglot import exp
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import DatasetId, EpochNumber, TenantId
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.shard_ref import ShardRef
 from accel_dask.model.snapshot import SnapshotId
 from accel_dask.model.tenant import Quota
 from accel_dask.model.ticket import EpochToken
@@ -32,6 +33,8 @@ class PlanContext:
     """Varies the order of a plan's candidates; the same seed gives the same order."""
     avoid: frozenset[str] = frozenset()
     """Addresses of executors that did not answer just now."""
+    only: ShardRef | None = None
+    """The one shard of its dataset to read; None: all that the query needs."""
     parse_again: Callable[[str], ParsedQuery] | None = None
     """Parses a rewritten statement, for as long as the plan is made; None: the gate itself."""
 

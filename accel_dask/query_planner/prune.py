@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from accel_dask.errors import EpochRetired, InvalidQuery
 from accel_dask.model.routing import DatasetRoute
+from accel_dask.model.shard_ref import ShardRef
 from accel_dask.query_planner.plan import PlanContext, QueryDraft, Scan
 from accel_dask.query_planner.pruning import KeptShards, kept_shards
 
 
-def prune(draft: QueryDraft, context: PlanContext) -> QueryDraft:  # noqa: ARG001 - a pass
+def prune(draft: QueryDraft, context: PlanContext) -> QueryDraft:
     """Choose the shards of each scan: those that may hold a row that the query's conditions
-    let pass."""
+    let pass, or the only one that the caller wants of a dataset.
+
+    Raises:
+        EpochRetired: its dataset serves another epoch by now.
+        InvalidQuery: there is no such shard, or the query does not read its dataset.
+    """
     assert draft.parsed is not None
+    if context.only is not None:
+        return _narrowed(draft, context.only)
     tables = [(scan.reference.node, scan.route) for scan in draft.scans]
     found = kept_shards(draft.parsed.tree, tables)
     scans = tuple(
@@ -23,6 +32,30 @@ def prune(draft: QueryDraft, context: PlanContext) -> QueryDraft:  # noqa: ARG00
     told = (_reason(scan, kept) for scan, kept in zip(scans, found, strict=True))
     reasons = dict.fromkeys(reason for reason in told if reason)
     return replace(draft, scans=scans, reasons=(*draft.reasons, *reasons))
+
+
+def _narrowed(draft: QueryDraft, only: ShardRef) -> QueryDraft:
+    if not any(scan.route.dataset_id.name == only.dataset for scan in draft.scans):
+        raise InvalidQuery(f"the query does not read {only.dataset}, whose shard it is narrowed to")
+    scans = tuple(
+        replace(scan, shards=(_index_of(scan.route, only),))
+        if scan.route.dataset_id.name == only.dataset
+        else replace(scan, shards=tuple(range(len(scan.route.shards))))
+        for scan in draft.scans
+    )
+    return replace(draft, scans=scans, reasons=(*draft.reasons, f"narrowed to the shard {only}"))
+
+
+def _index_of(route: DatasetRoute, only: ShardRef) -> int:
+    if route.epoch != only.epoch:
+        raise EpochRetired(
+            f"{route.dataset_id.tenant}: the dataset {only.dataset} serves epoch {route.epoch} by "
+            f"now; a shard of {only.epoch} was asked for. Begin again on the new epoch"
+        )
+    for index, shard in enumerate(route.shards):
+        if shard.shard_id == only.shard_id:
+            return index
+    raise InvalidQuery(f"epoch {only.epoch} of {only.dataset} has no shard {only.shard_id!r}")
 
 
 def _fencing_shard(route: DatasetRoute) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from accel_dask.model.dataset import PublishRequest
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.scheduler_plugin.controller import Controller
 from accel_dask.scheduler_plugin.loads import LoadDispatcher
+from accel_dask.scheduler_plugin.locality import ShardPlaces
 from accel_dask.scheduler_plugin.metrics import AccelCollector
 from accel_dask.scheduler_plugin.summary import queries_per_second, summarize
 from accel_dask.store.base import StateStore
@@ -55,6 +56,7 @@ class AccelSchedulerPlugin(SchedulerPlugin):
         self._store: StateStore | None = None
         self._collector: AccelCollector | None = None
         self._loads: LoadDispatcher | None = None
+        self._places = ShardPlaces()
         self.controller: Controller | None = None
         self.rates: deque[tuple[float, dict[str, float]]] = deque(maxlen=_SAMPLES)
         """(wall clock seconds, queries per second by tenant), one sample a second."""
@@ -119,6 +121,15 @@ class AccelSchedulerPlugin(SchedulerPlugin):
         view = self.controller.view
         held = {worker for worker, shards in view.wanted_shards.items() if shards}
         return [worker for worker in workers if worker.name not in held]
+
+    def update_graph(self, scheduler: Any, *, tasks: list[Any], **_: Any) -> None:
+        """Tasks of users that read shards run where the shards are, if they can."""
+        if self.controller is None:
+            return
+        try:
+            self._places.prefer(scheduler, tasks, self.controller.view)
+        except Exception:  # they run elsewhere then, and are right there too
+            logger.exception("tasks were not placed beside their shards")
 
     def state(self) -> dict[str, Any]:
         """What the page, the JSON route and the metrics show."""

@@ -13,7 +13,7 @@ from flightsql_gateway.flight_sql.request import Request
 def receipts(body: bytes, request: Request) -> bytes:
     """The newest receipts of the caller's tenant, `{"last": 10}`, or of the caller alone,
     `{"last": 1, "mine": true}`, or the one of a query, `{"query_id": "..."}`; always a list."""
-    asked = _read(body)
+    asked = read_body(body)
     tenant = request.identity.tenant
     query_id = asked.get("query_id")
     if query_id is not None:
@@ -44,7 +44,7 @@ def datasets(body: bytes, request: Request) -> bytes:
 
 def cancel(body: bytes, request: Request) -> bytes:
     """End the caller's own call whose header x-accel-request says `{"request": "..."}`."""
-    name = _read(body).get("request")
+    name = read_body(body).get("request")
     if not isinstance(name, str):
         raise InvalidQuery("'request' must be a text")
     return json.dumps(request.service.cancel(request.identity, name)).encode()
@@ -52,13 +52,13 @@ def cancel(body: bytes, request: Request) -> bytes:
 
 def explain(body: bytes, request: Request) -> bytes:
     """The plan of `{"sql": "..."}` as text."""
-    sql = _read(body).get("sql")
+    sql = read_body(body).get("sql")
     if not isinstance(sql, str):
         raise InvalidQuery("'sql' must be a text")
     return json.dumps(request.service.explain(sql, request.identity)).encode()
 
 
-def _read(body: bytes) -> dict[str, Any]:
+def read_body(body: bytes) -> dict[str, Any]:
     try:
         read = json.loads(body or b"{}")
     except ValueError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from accel_dask.model.routing import RoutingTable
+from accel_dask.model.shard_ref import ShardRef
 from flightsql_gateway.auth import Identity
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
@@ -29,5 +30,7 @@ class Request:
     """The client's own."""
     pins: Pins = ()
     """Epochs that a query must read."""
+    shard: ShardRef | None = None
+    """The one shard that a query is narrowed to."""
     name: str = ""
     """What the caller can cancel it by; empty: nothing."""

@@ -35,6 +35,7 @@ from flightsql_gateway.flight_sql import (
     own_actions,
     prepared_statement,
     session_actions,
+    shard_actions,
     statement_query,
     updates,
 )
@@ -43,7 +44,7 @@ from flightsql_gateway.flight_sql.request import Request
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
 from flightsql_gateway.request_limits import read_limits
-from flightsql_gateway.request_pins import read_pins, read_request_name
+from flightsql_gateway.request_pins import pin_of, read_pins, read_request_name, read_shard
 from flightsql_gateway.routing_cache import RoutingCache
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,12 @@ _ACTIONS: Final[dict[str, _Action]] = {
     ),
     "accel.history": _Action("queries by shape, with their totals", own_actions.history),
     "accel.datasets": _Action("datasets and the epochs they serve", own_actions.datasets),
+    "accel.shards": _Action(
+        'the shards that {"sql": ...} reads of a dataset', shard_actions.shards
+    ),
+    "accel.ticket": _Action(
+        'a ticket to read {"sql": ..., "shard": ...} from an executor', shard_actions.ticket
+    ),
     "accel.cancel": _Action('end the call {"request": "..."}', own_actions.cancel),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
@@ -283,6 +290,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _request(self, context: flight.ServerCallContext) -> Request:
         session = context.get_middleware(handshake.MIDDLEWARE)
+        shard = read_shard(session.headers, session.identity.tenant)
         return Request(
             identity=session.identity,
             table=self._routing.current(),
@@ -291,7 +299,8 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             handle_key=purpose_key(self._routing.ticket_key(), "handle"),
             is_cancelled=context.is_cancelled,
             limits=read_limits(session.headers),
-            pins=read_pins(session.headers),
+            pins=(*read_pins(session.headers), *pin_of(shard)),
+            shard=shard,
             name=read_request_name(session.headers),
         )
 

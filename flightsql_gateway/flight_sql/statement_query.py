@@ -52,6 +52,7 @@ def run_handle(handle: StatementHandle, request: Request) -> Answer:
         parameter_count=handle.parameter_count,
         limits=request.limits,
         pins=request.pins,
+        shard=request.shard,
         name=request.name,
     )
     return request.service.run(query, request.is_cancelled)
