@@ -372,13 +372,14 @@ def test_nan_as_a_partition_value_is_missing_as_it_is_in_files(lake: Lake) -> No
     spec = PartitionSpec(PartitionField(2, 1000, IdentityTransform(), "x"))
     table = lake.catalog.create_table("ns.t", schema=schema, partition_spec=spec)
     with_ids = pa.schema([pa.field("a", pa.int64(), metadata={"PARQUET:field_id": "1"})])
+    table.append(pa.table({"a": [1], "x": [2.0]}))
     for name, value in (("nan", math.nan), ("one", 1.0), ("inf", math.inf)):
         path = lake.path / f"{name}.parquet"
         pq.write_table(pa.table({"a": [3, 4]}, schema=with_ids), path)
         add_file(table, DataFileContent.DATA, path, rows=2, partition=Record(value))
     loaded = lake.load(lake.plan())
     found = sorted(map(repr, loaded.column("x").to_pylist()))
-    assert found == ["1.0", "1.0", "None", "None", "inf", "inf"]
+    assert found == ["1.0", "1.0", "2.0", "None", "None", "inf", "inf"]
 
 
 # --- types and values ------------------------------------------------------------------------
