@@ -90,7 +90,8 @@ class Receipt:
     gathered_bytes: int = 0
     parts: tuple[PartReceipt, ...] = ()
     fallback: str = ""
-    """Why the engine was asked: `miss`, `breach`, `error` or `policy`; empty: it was not."""
+    """Why the engine was asked: `miss`, `breach`, `overload`, `error` or `policy`; empty: it was
+    not."""
     engine: str = ""
     """Which, and how it read its tables."""
     is_pinned: bool | None = None

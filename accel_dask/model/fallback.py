@@ -13,7 +13,8 @@ class FallbackPolicy(StrEnum):
     ON_MISS = "on_miss"
     """The dataset has no epoch in memory."""
     ON_BREACH = "on_breach"
-    """Or the query is beyond a limit of its tenant: rows, bytes, memory, time, places."""
+    """Or the query is beyond a limit of its tenant (rows, bytes, CPU, memory, time), or would wait
+    too long for one of the tenant's places."""
     ON_ERROR = "on_error"
     """Or no executor answers."""
     ALWAYS = "always"
@@ -25,6 +26,9 @@ class FallbackReason(StrEnum):
 
     MISS = "miss"
     BREACH = "breach"
+    """A cap, before the first batch."""
+    OVERLOAD = "overload"
+    """No place in memory in time, as it turned out or as was predicted: `ResourceExhausted`."""
     ERROR = "error"
     POLICY = "policy"
 
@@ -32,7 +36,9 @@ class FallbackReason(StrEnum):
 _REASONS = {
     FallbackPolicy.NEVER: frozenset[FallbackReason](),
     FallbackPolicy.ON_MISS: frozenset({FallbackReason.MISS}),
-    FallbackPolicy.ON_BREACH: frozenset({FallbackReason.MISS, FallbackReason.BREACH}),
+    FallbackPolicy.ON_BREACH: frozenset(
+        {FallbackReason.MISS, FallbackReason.BREACH, FallbackReason.OVERLOAD}
+    ),
     FallbackPolicy.ON_ERROR: frozenset(set(FallbackReason) - {FallbackReason.POLICY}),
     FallbackPolicy.ALWAYS: frozenset(FallbackReason),
 }

@@ -18,6 +18,8 @@ def reason_of(error: AccelError) -> FallbackReason | None:
         return FallbackReason.MISS
     if not error.falls_back and not isinstance(error, RoutingError):
         return None
-    if isinstance(error, LimitExceeded | ResourceExhausted):
+    if isinstance(error, ResourceExhausted):
+        return FallbackReason.OVERLOAD
+    if isinstance(error, LimitExceeded):
         return FallbackReason.BREACH
     return FallbackReason.ERROR if isinstance(error, RoutingError) else None

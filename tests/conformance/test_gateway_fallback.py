@@ -18,7 +18,19 @@ from gateway_world import World, flights
 from olap_world import EngineWorld, Worlds, start_world, started
 
 from accel_dask.connectors.olap.servers.processes import NotInstalled, free_port
-from accel_dask.errors import AccelError
+from accel_dask.errors import (
+    AccelError,
+    ByteLimit,
+    ColdReadFailed,
+    CpuLimit,
+    DeadlineExceeded,
+    ExecutorUnavailable,
+    MemoryLimit,
+    ResourceExhausted,
+    RowLimit,
+    ScanLimit,
+    StaleEpoch,
+)
 from accel_dask.flight_errors import from_flight
 from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.epoch import Epoch, EpochState
@@ -27,6 +39,7 @@ from accel_dask.model.ids import DatasetId, EpochNumber, TenantId
 from accel_dask.model.snapshot import SnapshotId
 from accel_dask.model.tenant import Quota
 from accel_dask.store.records import delete_record, put_record, read_view
+from flightsql_gateway import execute
 from flightsql_gateway.receipts import Receipt
 
 SQL = (
@@ -70,6 +83,29 @@ def fallback_to(engine: EngineWorld, policy: FallbackPolicy, **options: str) -> 
 
 class FallbackWorld(World):
     """A gateway whose dataset `flights` has an engine behind it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.is_over = threading.Event()
+        self._asides = ThreadPoolExecutor(1)
+
+    def close(self) -> None:
+        self.is_over.set()
+        self._asides.shutdown()
+        super().close()
+
+    def hang(self) -> None:
+        """As an executor that does not come to an end."""
+        self.is_over.wait(20)
+
+    def ask_aside(self, sql: str) -> None:
+        """Ask, on a thread of its own, and return when it is with the executor."""
+        before = len(self.executors[0].tickets)
+        self._asides.submit(self.ask, sql)
+        deadline = time.monotonic() + 10
+        while len(self.executors[0].tickets) == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
 
     def declare_fallback(self, spec: FallbackSpec, name: str = "flights", **changes: Any) -> None:
         put_record(
@@ -136,6 +172,12 @@ def world() -> Iterator[FallbackWorld]:
     world.close()
 
 
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for executors that do not come back here."""
+    monkeypatch.setattr(execute, "RETRY_SECONDS", 0.3)
+
+
 def with_snapshot(world: FallbackWorld, engine: EngineWorld) -> None:
     """The epoch is of the snapshot that the engine's table has."""
     snapshot = engine.snapshots.get("flights", "1001")
@@ -146,27 +188,84 @@ def no_epoch(world: FallbackWorld) -> None:
     world.lose_serving()
 
 
-def small_scan(world: FallbackWorld) -> None:
-    world.tenant("acme", Quota(max_scan_rows=10))
-    world.wait_applied()
+def small(**limits: int) -> Callable[[FallbackWorld], None]:
+    """The tenant may do less than the query takes."""
+
+    def happens(world: FallbackWorld) -> None:
+        world.tenant("acme", Quota(**limits))
+        world.wait_applied()
+
+    return happens
+
+
+def large_files(world: FallbackWorld) -> None:
+    epoch = read_view(world.store).epoch(DatasetId(TENANT, "flights"), EpochNumber(1))
+    assert epoch is not None
+    world.change_epoch(shards=tuple(replace(one, source_bytes=5000) for one in epoch.shards))
+    small(max_scan_bytes=4999)(world)
 
 
 def no_executor(world: FallbackWorld) -> None:
     world.executors[0].shutdown()
 
 
-REASONS = (
-    (FallbackPolicy.ON_MISS, "miss", no_epoch),
-    (FallbackPolicy.ON_BREACH, "breach", small_scan),
-    (FallbackPolicy.ON_ERROR, "error", no_executor),
-    (FallbackPolicy.ALWAYS, "policy", lambda world: None),
+def executor_says(error: type[AccelError]) -> Callable[[FallbackWorld], None]:
+    """What a real one says before its first batch."""
+
+    def refuse(ticket: object) -> None:
+        raise error("the executor's own words")
+
+    def happens(world: FallbackWorld) -> None:
+        world.executors[0].before = refuse
+
+    return happens
+
+
+def executor_hangs(world: FallbackWorld) -> None:
+    small(deadline_ms=400)(world)
+    world.executors[0].before = lambda ticket: world.hang()
+
+
+def no_place(world: FallbackWorld) -> None:
+    """Another query has the tenant's only place, and nobody may wait for long."""
+    small(concurrency=1, queue_wait_ms=50)(world)
+    world.executors[0].before = lambda ticket: world.hang()
+    world.ask_aside("select count(*) as n from flights where id < 0")
+
+
+def nothing(world: FallbackWorld) -> None:
+    """Memory would answer."""
+
+
+MISS, BREACH, ERROR = FallbackPolicy.ON_MISS, FallbackPolicy.ON_BREACH, FallbackPolicy.ON_ERROR
+REASONS: tuple[tuple[FallbackPolicy, str, str, Callable[[FallbackWorld], None]], ...] = (
+    (MISS, "miss", "NOT_RESIDENT", no_epoch),
+    (BREACH, "breach", "SCAN_LIMIT", small(max_scan_rows=10)),
+    (BREACH, "breach", "SCAN_LIMIT", large_files),
+    (BREACH, "breach", "DEADLINE_EXCEEDED", executor_hangs),
+    *(
+        (BREACH, "breach", error.code, executor_says(error))
+        for error in (CpuLimit, MemoryLimit, RowLimit, ByteLimit, ScanLimit, DeadlineExceeded)
+    ),
+    (BREACH, "overload", "RESOURCE_EXHAUSTED", no_place),
+    (BREACH, "overload", "RESOURCE_EXHAUSTED", executor_says(ResourceExhausted)),
+    (ERROR, "error", "EXECUTOR_UNAVAILABLE", no_executor),
+    *(
+        (ERROR, "error", error.code, executor_says(error))
+        for error in (ExecutorUnavailable, ColdReadFailed, StaleEpoch)
+    ),
+    (FallbackPolicy.ALWAYS, "policy", "", nothing),
 )
+"""Policy, reason, the error that memory gave, and how it comes to it."""
 
 
-@pytest.mark.parametrize(("policy", "reason", "happens"), REASONS, ids=[r[1] for r in REASONS])
+@pytest.mark.parametrize(
+    ("policy", "reason", "code", "happens"), REASONS, ids=[f"{r[1]}-{r[2]}" for r in REASONS]
+)
 def test_an_engine_answers_as_memory_does_and_the_receipt_says_why(
     policy: FallbackPolicy,
     reason: str,
+    code: str,
     happens: Callable[[FallbackWorld], None],
     world: FallbackWorld,
     engine: EngineWorld,
@@ -184,11 +283,13 @@ def test_an_engine_answers_as_memory_does_and_the_receipt_says_why(
     assert engine.server.kind in receipt.engine
     assert receipt.is_pinned == (engine.name == "sail")
     assert receipt.rows == 3
+    assert f"fallback ({reason})" in receipt.reason
+    assert code in receipt.reason
 
 
 def test_a_lower_policy_does_not_ask_the_engine(world: FallbackWorld, engine: EngineWorld) -> None:
     world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
-    small_scan(world)
+    small(max_scan_rows=10)(world)
     assert world.refusal().code == "SCAN_LIMIT"
     world.declare_fallback(fallback_to(engine, FallbackPolicy.NEVER))
     no_epoch(world)

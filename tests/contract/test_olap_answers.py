@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from answers import Answer, difference, plain_answer, same_row
 from olap_world import EngineWorld, Worlds, compile_sql
-from portable_queries import QUERIES
+from portable_queries import EDGE_QUERIES, QUERIES
 
 
 def check_same(expected: Answer, found: Answer, sql: str) -> None:
@@ -23,7 +23,7 @@ def test_an_engine_has_the_tables_that_memory_holds(
         engine_world.check(compile_sql(f"select * from {table}", worlds.tables))
 
 
-@pytest.mark.parametrize("sql", QUERIES)
+@pytest.mark.parametrize("sql", [*QUERIES, *EDGE_QUERIES])
 def test_an_engine_answers_as_our_own(sql: str, engine_world: EngineWorld, worlds: Worlds) -> None:
     expected = plain_answer(worlds.duckdb, sql)
     query = compile_sql(sql, worlds.tables)

@@ -9,12 +9,14 @@ import duckdb
 import pytest
 from answers import difference, plain_answer, same_row
 from olap_world import KINDS, EngineWorld, Worlds, compile_sql, started
+from portable_random import EdgeQueries
 from random_queries import QueryWriter, SeededChoices
 
-from accel_dask.errors import EngineFailed, NotPortable, QueryError
+from accel_dask.errors import EngineDisagrees, EngineFailed, NotPortable, QueryError
 from accel_dask.query_planner.portable.compile import PortableQuery
 
 QUERIES = int(os.environ.get("ACCEL_OLAP_QUERIES", "600"))
+EDGE_QUERIES = int(os.environ.get("ACCEL_OLAP_EDGE_QUERIES", "200"))
 SEED = os.environ.get("ACCEL_OLAP_SEED", "7")
 LEAST_LET_THROUGH = 0.1
 
@@ -61,3 +63,34 @@ def test_random_queries_answer_as_duckdb_does(worlds: Worlds) -> None:
     for sql, is_total, _ in queries:
         for world in engines:
             check(world, worlds, sql, is_total=is_total)
+
+
+def edge_queries(worlds: Worlds) -> list[tuple[str, bool]]:
+    """Queries over values at the edges of their types that are let through and have an answer."""
+    found = []
+    for number in range(EDGE_QUERIES):
+        sql, is_total = EdgeQueries(SeededChoices(f"{SEED}.{number}")).query()
+        try:
+            compile_sql(sql, worlds.tables)
+            plain_answer(worlds.duckdb, sql)
+        except (NotPortable, QueryError, KeyError):
+            continue
+        except (duckdb.Error, OverflowError):
+            continue  # no answer, or none that Python's dates hold
+        found.append((sql, is_total))
+    return found
+
+
+@pytest.mark.timeout(280)
+def test_random_queries_over_values_at_the_edges_answer_as_duckdb_does(worlds: Worlds) -> None:
+    """An engine may fail on such a value; it may not answer otherwise."""
+    queries = edge_queries(worlds)
+    assert len(queries) >= 0.2 * EDGE_QUERIES
+    for world in (started(worlds, kind) for kind in KINDS):
+        failed = 0
+        for sql, is_total in queries:
+            try:
+                check(world, worlds, sql, is_total=is_total)
+            except (EngineFailed, EngineDisagrees):
+                failed += 1
+        assert failed <= 0.1 * len(queries), world.name

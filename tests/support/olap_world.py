@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from answers import Answer, to_answer
+from portable_random import TABLES, load_edges, make_edges
 from random_queries import as_loaded, make_world
 
 from accel_dask.connectors.olap.base import OlapEngine, RunLimits
@@ -257,9 +258,11 @@ class Worlds:
     def __init__(self, directory: Path) -> None:
         self.duckdb = duckdb_world()
         self.random = make_world(self.duckdb, "r", RANDOM_SEED)
-        names = ("fact", "dim", *(layout.table for layout in self.random.layouts))
+        make_edges(self.duckdb)
+        names = ("fact", "dim", *TABLES, *(layout.table for layout in self.random.layouts))
         self.rows = {name: rows_of(self.duckdb, name) for name in names}
         as_loaded(self.duckdb, self.random)
+        load_edges(self.duckdb)
         self.tables = {
             name: Table(DatasetId(TENANT, name), columns_of(self.duckdb, name)) for name in names
         }

@@ -104,3 +104,28 @@ select k, count(*) as c from fact where k in (select grp from dim where w > 1) a
     if line.strip()
 )
 """Over the tables of `olap_world`."""
+
+EDGE_QUERIES: Final = tuple(
+    line.strip()
+    for line in r"""
+select id, -2147483648 as a, -9223372036854775807 as b, 2147483648 as e, -0e0 as f from edge order by id
+select id, (m * m) - c as a, m * m * m as b, m * m + m as e from edge where abs(m) < 1000 order by id
+select id, cast(m * 100 as decimal(18, 4)) - c as a from edge order by id
+select id, nullif(-q, 0) as a, nullif(q * -1.5e0, 0e0) as b, nullif(q / -3, 0) as e, nullif(x, 0) as f from edge order by id
+select id from edge order by case when id % 2 = 0 then -q else q end, id
+select x, count(*) as n from edge group by x order by x
+select count(distinct case when id % 2 = 0 then -q else q end) as n from edge
+select distinct cast((l // 3) as varchar) as c0, cast(l as varchar) as c1, cast(i as varchar) as c2 from edge
+select id, date_trunc('week', d) as b, d - date '1970-01-01' as e from edge where year(d) between 1900 and 2100 order by id
+select id, s from edge order by s, id
+select s, count(*) as n, min(t) as a, max(t) as b, count(distinct t) as e from edge group by s order by s
+select id, length(s) as n, substring(s, 1, 1) as a, substring(s, 2) as b, left(s, 2) as e, s || t as f from edge order by id
+select id, s = t as a, s < t as b, s in ('a', 'A', 'a ', 'ä') as e, s like '_' as f, s like '%\%' as g, s like '%!%%' escape '!' as h from edge order by id
+select id from edge where (s || substring(s, 1, 0)) not in (substring(case when c = c then t when c = 1 then t end, 1, 0), '%') order by id
+select a.id, b.id from edge a join other b on a.s = b.t order by 1, 2
+select s from edge union select t from other order by 1
+select sum(l) as a, avg(l) as b, sum(m) as f, avg(m) as g, min(l) as h, max(l) as i from edge
+""".splitlines()  # noqa: E501
+    if line.strip()
+)
+"""Over the tables of `portable_random`: each once came back otherwise, or is near to what did."""

@@ -63,7 +63,7 @@ FACT = Table(
         (NotResident, FallbackReason.MISS),
         (ScanLimit, FallbackReason.BREACH),
         (MemoryLimit, FallbackReason.BREACH),
-        (ResourceExhausted, FallbackReason.BREACH),
+        (ResourceExhausted, FallbackReason.OVERLOAD),
         (ExecutorUnavailable, FallbackReason.ERROR),
         (StaleEpoch, FallbackReason.ERROR),
         (ColdReadFailed, FallbackReason.ERROR),
@@ -90,7 +90,7 @@ def test_each_policy_includes_the_one_before() -> None:
         }
         for policy in FallbackPolicy
     ]
-    assert [len(reasons) for reasons in allowed] == [0, 1, 2, 3, 4]
+    assert [len(reasons) for reasons in allowed] == [0, 1, 3, 4, 5]
     assert all(before < after for before, after in pairwise(allowed))
 
 

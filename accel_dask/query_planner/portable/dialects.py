@@ -58,7 +58,7 @@ class PostgresWriter(Writer):
 
 class SparkWriter(Writer):
     """Spark SQL as Sail reads it: a doubled quote in a text is lost, a backslash escapes, integers
-    wrap around, TIMESTAMP has a time zone."""
+    wrap around, TIMESTAMP has a time zone, -0.0 is less than 0.0."""
 
     name = "spark"
     can_pin = True
@@ -87,8 +87,26 @@ class SparkWriter(Writer):
     def scanned(self, column: ScannedColumn) -> str:
         name = self.quote(column.name)
         if column.type.kind is Kind.DOUBLE:
-            return f"CASE WHEN isnan({name}) THEN NULL ELSE {name} END"
+            return f"CASE WHEN isnan({name}) THEN NULL ELSE {self._unsigned(name)} END"
         return name
+
+    @staticmethod
+    def _unsigned(number: str) -> str:
+        """A double without the sign of zero, by which Sail sorts and tells apart in NULLIF."""
+        return f"({number} + CAST(0e0 AS DOUBLE))"
+
+    def in_list(self, node: Node) -> str:
+        """IN of anything but constants is wrong there for some of its texts."""
+        value, *others = node.args
+        if all(one.op == "literal" for one in others):
+            return super().in_list(node)
+        text = self.expression(value)
+        return "(" + " OR ".join(f"{text} = {self.expression(one)}" for one in others) + ")"
+
+    def expression(self, node: Node) -> str:
+        found = super().expression(node)
+        is_signed = node.op in {"neg", "mul", "div"} and node.type.kind is Kind.DOUBLE
+        return self._unsigned(found) if is_signed else found
 
     def part(self, node: Node) -> str:
         value = self.expression(node.args[0])
@@ -119,6 +137,9 @@ class SparkWriter(Writer):
 _BIGINT: Final = SqlType(Kind.INT, 64)
 
 
+_INT_CHARACTERS: Final = 40
+
+
 class MariaDbWriter(Writer):
     """MariaDB: texts compare without case and trailing spaces unless told otherwise, truth values
     are integers, NULLs come first."""
@@ -145,8 +166,9 @@ class MariaDbWriter(Writer):
         return plain.get(kind.kind) or super().type_name(kind, size)
 
     def cast(self, text: str, kind: SqlType, size: int = 63) -> str:
-        found = super().cast(text, kind, size)
-        return self._plain_text(found) if kind == TEXT else found
+        if kind == TEXT:  # without a length it cuts off what it thinks is too long
+            return self._plain_text(f"CAST({text} AS CHAR({_INT_CHARACTERS}))")
+        return super().cast(text, kind, size)
 
     def _plain_text(self, text: str) -> str:
         return f"(CONVERT({text} USING utf8mb4) COLLATE {self.collation})"
@@ -205,10 +227,16 @@ class MariaDbWriter(Writer):
 
     def shifted(self, node: Node) -> str:
         count, unit = node.text.split()
-        return f"({self.expression(node.args[0])} + INTERVAL ({count}) {unit})"
+        value = self.expression(node.args[0])
+        return self._in_calendar(f"{value} + INTERVAL ({count}) {unit}", value, node.type)
 
     def add_days(self, node: Node) -> str:
-        return f"DATE_ADD({self.expression(node.args[0])}, INTERVAL ({node.text}) DAY)"
+        value = self.expression(node.args[0])
+        return self._in_calendar(f"DATE_ADD({value}, INTERVAL ({node.text}) DAY)", value, node.type)
+
+    def _in_calendar(self, moved: str, value: str, kind: SqlType) -> str:
+        """An error beyond the year 9999, or before 1, where it would say NULL."""
+        return f"COALESCE({moved}, {self.cast(f'EXP(1000 + YEAR({value}))', kind)})"
 
     def days_between(self, node: Node) -> str:
         left, right = (self.expression(one) for one in node.args)
@@ -251,6 +279,9 @@ class StarRocksWriter(MariaDbWriter):
 
     def timestamp(self, value: str) -> str:
         return f"CAST('{value}' AS DATETIME)"
+
+    def _in_calendar(self, moved: str, value: str, kind: SqlType) -> str:  # noqa: ARG002
+        return moved
 
     def order_key(self, text: str, key: OrderKey) -> str:
         return Writer.order_key(self, text, key)

@@ -155,6 +155,8 @@ class Reader:
         alias = self.aliases.get(node.name.lower()) if not node.table else None
         if alias is None:
             return refuse(f"the column {told(node)}", "no table in this SELECT has it")
+        if any(source.name == node.name.lower() for source in self.scope.sources):
+            refuse(f"the column {told(node)}", "it is a table too, whose row it would be")
         left = {name: item for name, item in self.aliases.items() if item is not alias}
         return replace(self, aliases=left).read(alias)
 

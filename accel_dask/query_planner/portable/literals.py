@@ -16,6 +16,7 @@ from accel_dask.query_planner.portable.types import (
     NULL,
     TEXT,
     TIMESTAMP,
+    Kind,
     SqlType,
     decimal,
     int_of_bits,
@@ -49,7 +50,7 @@ def text(value: str) -> Node:
 
 def integer(value: int) -> Node:
     """An integer literal; `value` may be negative."""
-    bits = value.bit_length()
+    bits = (value if value >= 0 else ~value).bit_length()
     if bits > _MAX_BITS:
         refuse(f"the number {value}", "it does not fit 64 bits")
     kind = int_of_bits(bits)
@@ -81,6 +82,10 @@ def double(value: float) -> Node:
 def negated(node: Node) -> Node:
     """`node`, a literal number, with the other sign."""
     opposite = node.text[1:] if node.text.startswith("-") else "-" + node.text
+    if node.type.kind is Kind.INT:
+        return integer(int(opposite))
+    if node.type == DOUBLE:
+        return double(float(opposite) + 0.0)  # no engine is asked what it makes of -0.0
     return Node("literal", node.type, text=opposite, size=node.size, is_adaptable=node.is_adaptable)
 
 

@@ -27,6 +27,12 @@ class Source:
             refuse(f"the column {name}", f"{self.name} has several of that name")
         return found[0] if found else None
 
+    def check_names(self) -> None:
+        """Refuse a subquery with a name given twice: DuckDB makes another of the second."""
+        names = [declared.lower() for declared, _ in self.columns]
+        if len(set(names)) < len(names):
+            refuse(f"{self.name}.*", "several of its columns have one name; give them others")
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -69,10 +75,14 @@ class Scope:
         """The columns of `*`, or of `table.*`."""
         if table:
             source = self._source(table)
-            return list(source.columns) if source else refuse(f"{table}.*")
+            if source is None:
+                return refuse(f"{table}.*")
+            source.check_names()
+            return list(source.columns)
         found: list[tuple[str, Node]] = []
         seen: set[str] = set()
         for source in self.sources:
+            source.check_names()
             for name, node in source.columns:
                 merged = self.merged.get(name.lower())
                 if merged is None:

@@ -345,6 +345,8 @@ class _Clauses:
     def _order_node(self, node: exp.Expr) -> Node:
         if isinstance(node, exp.Literal) and not node.is_string and node.this.isdigit():
             return self._at(int(node.this), "ORDER BY")
+        if isinstance(node, exp.Literal):
+            refuse(f"ORDER BY {told(node)}", "it is no column")
         if isinstance(node, exp.Column) and not node.table:
             found = {
                 self._nodes[index]

@@ -10,7 +10,7 @@ from typing import Final
 
 MAX_DIGITS: Final = 38
 _SMALL_DIGITS: Final = 18
-"""DuckDB keeps a result in 64 bits where its operands are."""
+"""DuckDB keeps a product in 64 bits where its factors are."""
 
 
 class Kind(StrEnum):
@@ -107,7 +107,8 @@ def common(left: SqlType, right: SqlType) -> SqlType | None:
     one, other = as_decimal(left), as_decimal(right)
     scale = max(one.scale, other.scale)
     whole = max(one.width - one.scale, other.width - other.scale)
-    return decimal(min(whole + scale, MAX_DIGITS), scale)
+    # Where they have no room DuckDB rounds the fraction.
+    return decimal(whole + scale, scale) if whole + scale <= MAX_DIGITS else None
 
 
 def common_of(types: Iterable[SqlType]) -> SqlType | None:
@@ -138,6 +139,6 @@ def arithmetic_type(sign: str, left: SqlType, right: SqlType) -> SqlType | None:
         width = scale + max(one.width - one.scale, other.width - other.scale) + 1
     if scale > MAX_DIGITS:
         return None
-    if width > _SMALL_DIGITS and max(one.width, other.width) <= _SMALL_DIGITS:
+    if sign == "*" and width > _SMALL_DIGITS and max(one.width, other.width) <= _SMALL_DIGITS:
         width = _SMALL_DIGITS
     return decimal(min(width, MAX_DIGITS), scale)
