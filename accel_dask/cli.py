@@ -30,6 +30,8 @@ from accel_dask.current import (
     require_current,
     write_current,
 )
+from accel_dask.drill.plot import check_can_plot
+from accel_dask.drill.verdicts import Attack
 from accel_dask.errors import AccelError, ConfigError, StoreUnavailable, WaitTimedOut
 from accel_dask.flight_errors import from_flight
 from accel_dask.local import LocalAccelCluster, LocalOptions
@@ -61,6 +63,8 @@ users = typer.Typer(help="Users: who asks for a tenant.", no_args_is_help=True)
 app.add_typer(tenants, name="tenant")
 app.add_typer(users, name="user")
 app.add_typer(datasets, name="dataset")
+drills = typer.Typer(help="Drills on the running cluster.", no_args_is_help=True)
+app.add_typer(drills, name="drill")
 
 console = Console()
 
@@ -557,6 +561,60 @@ def suggest(
         console.print(f"  {one.command}", markup=False, highlight=False, soft_wrap=True)
 
 
+# Drills
+
+
+@drills.command("noisy-neighbour")
+def noisy_neighbour(
+    attack: Annotated[
+        list[Attack] | None, typer.Option(help="Only this one; may be repeated.")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Of each of the two tenants.", min=1000)] = 6_000_000,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.", min=1.0)] = 15.0,
+    rate: Annotated[float, typer.Option(help="The victim's queries per second.", min=1.0)] = 30.0,
+    plot: Annotated[
+        Path | None, typer.Option(help="Save a picture: .png, .svg or .pdf (needs the extra plot).")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Save all figures; - prints them instead.")
+    ] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Where to write the data, if hosts do not share this machine's /tmp."),
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Attack the running cluster as one tenant and measure what another one sees of it.
+
+    Makes two tenants with synthetic data and takes them away again. Exit code 1 if a limit did not
+    hold.
+    """
+    from accel_dask.drill.drill import Plan
+    from accel_dask.drill.show import show_drill
+    from accel_dask.drill.site import DrillSite, Target
+
+    if plot is not None:
+        check_can_plot(plot)
+    out = Console(stderr=True) if json_file == Path("-") else console
+    current = find_current() if _is_local(config) else None
+    plan = Plan(attacks=tuple(attack or Attack), seconds=seconds, rate=rate)
+    exit_code = _INTERRUPTED
+    with _until_interrupted(), _store(config) as store, Mirror(store).start() as mirror:
+        target = Target(store=store, mirror=mirror, roots=(current.pid,) if current else ())
+        site = DrillSite(
+            target, rows=rows, directory=directory, say=lambda text: out.print(f"[dim]{text}[/]")
+        )
+        try:
+            site.set_up()
+            has_held = show_drill(site, plan, out, plot=plot, json_file=json_file)
+            exit_code = 0 if has_held else 1
+        finally:
+            _ignore_interrupts()  # a second Ctrl-C must not leave the tenants behind
+            site.take_down()
+    if exit_code:
+        raise typer.Exit(exit_code)
+
+
 # Parts
 
 
@@ -727,11 +785,15 @@ def _detach() -> None:
 
 def _stop(cluster: LocalAccelCluster) -> None:
     """End the cluster. A second Ctrl-C must not leave half of it behind."""
-    for number in _INTERRUPTS:
-        signal.signal(number, signal.SIG_IGN)
+    _ignore_interrupts()
     forget_current(os.getpid())
     console.print("[dim]stopping[/]")
     cluster.close()
+
+
+def _ignore_interrupts() -> None:
+    for number in _INTERRUPTS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -22,13 +21,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
-
-import isolation
-from load_drivers import Drive, Driving
 from pyarrow import flight
 
 from accel_dask.codec import encode
+from accel_dask.drill.loads import Load, RunningLoad, Shape
+from accel_dask.drill.workload import DASHBOARD, write_facts
 from accel_dask.local import LocalAccelCluster
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, SourceSpec
@@ -249,7 +246,7 @@ def main() -> None:
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory(prefix="accel-bombs-") as name, LocalAccelCluster() as cluster:
         directory = Path(name) / "facts"
-        isolation.write_facts(directory, options.rows, 0)
+        write_facts(directory, options.rows, 0)
         neighbour = declare(cluster, "neighbour", directory, BUDGET)
         token = declare(cluster, "bomber", directory, BUDGET)
         cluster.wait_routed()
@@ -257,15 +254,15 @@ def main() -> None:
             print(f"# {host.enforcement}")
         shard_bytes = max(r.file_bytes for r in cluster.view.records(Replica))
 
-        def dashboards(seconds: float) -> Driving:
-            return Driving(
-                Drive(
+        def dashboards(seconds: float) -> RunningLoad:
+            return RunningLoad(
+                Load(
                     url=cluster.gateway_urls[0],
                     user="neighbour",
                     token=neighbour,
-                    statements=isolation.DASHBOARD,
+                    statements=DASHBOARD,
                     seconds=seconds,
-                    shape="open",
+                    shape=Shape.OPEN,
                     rate=20.0,
                     clients=16,
                     is_favoured=True,
@@ -274,7 +271,7 @@ def main() -> None:
 
         dashboards(2.0).wait()
         alone = dashboards(NEIGHBOUR_SECONDS / 2).wait()
-        beside: list[Driving] = [dashboards(NEIGHBOUR_SECONDS)]
+        beside: list[RunningLoad] = [dashboards(NEIGHBOUR_SECONDS)]
         seen = Bombing(cluster, token, options.seed).run(options.bombs)
         told = beside[0].wait()
 

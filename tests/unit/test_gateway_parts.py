@@ -6,6 +6,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -15,7 +16,7 @@ from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota, User, hash_token
 from flightsql_gateway.admission import Admission
 from flightsql_gateway.auth import Authenticator
-from flightsql_gateway.calls import Call, CallWatch
+from flightsql_gateway.calls import Call, CallWatch, ask_pause
 from flightsql_gateway.load_figures import LoadFigures
 from flightsql_gateway.receipts import Receipt, Receipts, shortened
 
@@ -191,6 +192,23 @@ def test_a_closed_call_is_never_looked_at_again(watch: CallWatch) -> None:
     another.on_end(other.set)
     assert other.wait(5)
     assert len(looks) == count
+
+
+def test_clients_of_calls_that_last_are_asked_after_less_often(watch: CallWatch) -> None:
+    looks: list[float] = []
+    started = time.monotonic()
+
+    def look() -> bool:
+        looks.append(time.monotonic() - started)
+        return False
+
+    ended = threading.Event()
+    call(watch, seconds=0.7, is_cancelled=look).on_end(ended.set)
+    assert ended.wait(5)
+    assert max(looks[0], *(after - before for before, after in pairwise(looks))) < 0.5
+    assert len(looks) < 35  # 70 without a pause
+    assert ask_pause(0.0) == 0.01
+    assert ask_pause(60.0) == 0.05  # a long query's CPU is free soon after its client has gone
 
 
 def test_an_action_that_fails_does_not_stop_the_watching(watch: CallWatch) -> None:
