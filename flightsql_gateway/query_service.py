@@ -109,7 +109,7 @@ class QueryService:
             if slot is not None:
                 slot.release()
             if isinstance(error, AccelError) and self._falls_back(query, error):
-                asked = self._open_fallback_call(query, quota, is_cancelled, call)
+                asked = self._open_fallback_call(query, quota, watched, call)
                 return self._at_engine(query, record, asked, error)
             record.finish(error)
             raise

@@ -40,6 +40,8 @@ from accel_dask.model.snapshot import SnapshotId
 from accel_dask.model.tenant import Quota
 from accel_dask.store.records import delete_record, put_record, read_view
 from flightsql_gateway import execute
+from flightsql_gateway.auth import Identity
+from flightsql_gateway.query import Query
 from flightsql_gateway.receipts import Receipt
 
 SQL = (
@@ -459,22 +461,22 @@ def test_an_engine_that_is_silent_costs_no_more_than_the_deadline(
     assert world.ask().rows
 
 
-def test_a_client_that_goes_away_ends_the_source_query(
-    world: FallbackWorld, engine: EngineWorld
+@pytest.mark.parametrize("is_cancelled_by_name", [False, True])
+def test_a_client_that_goes_away_or_cancels_ends_the_source_query(
+    world: FallbackWorld, engine: EngineWorld, *, is_cancelled_by_name: bool
 ) -> None:
     with_snapshot(world, engine)
-    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
+    world.lose_serving()
     slow = "select count(*) as n from " + ", ".join(f"flights f{i}" for i in range(6))
     slow += " where f0.id + f1.id + f2.id + f3.id + f4.id + f5.id = 7"
     gone = threading.Event()
+    identity, service = Identity(user="acme", tenant=TENANT), world.app.service
+    query = Query(sql=slow, identity=identity, name="slow-query")
 
     def ask() -> str:
-        from flightsql_gateway.auth import Identity
-        from flightsql_gateway.query import Query
-
-        identity = Identity(user="acme", tenant=TENANT)
         try:
-            with world.app.service.run(Query(sql=slow, identity=identity), gone.is_set):
+            with service.run(query, gone.is_set):
                 return "answered"
         except AccelError as error:
             return error.code
@@ -485,7 +487,10 @@ def test_a_client_that_goes_away_ends_the_source_query(
         while not world.app._fallback._places.running(TENANT):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        gone.set()
+        if is_cancelled_by_name:
+            assert service.cancel(identity, "slow-query")
+        else:
+            gone.set()
         assert asked.result(10) == "QUERY_CANCELLED"
     while world.app._fallback._places.running(TENANT):
         assert time.monotonic() < deadline + 15, "the source query goes on"
