@@ -39,6 +39,8 @@ class Query:
     """Epochs that it must read."""
     shard: ShardRef | None = None
     """The one shard of its dataset that it is narrowed to. It has its dataset's pin, too."""
+    may_fall_back: bool = True
+    """Whether the engine behind memory may be asked."""
     name: str = ""
     """What its user can cancel it by."""
     describe_only: bool = False

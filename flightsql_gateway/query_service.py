@@ -29,7 +29,7 @@ from flightsql_gateway.auth import Identity
 from flightsql_gateway.calls import Call, CallWatch
 from flightsql_gateway.execute import Execution, Order
 from flightsql_gateway.explain import SCHEMA, ExplainStream, explained
-from flightsql_gateway.fallback.governor import Fallback, both
+from flightsql_gateway.fallback.governor import Fallback, both, forbidden
 from flightsql_gateway.query import Observer, Query, QueryRecord
 from flightsql_gateway.request_limits import AskedLimits, lowered, whose
 from flightsql_gateway.request_pins import NamedCalls, check_pins
@@ -109,6 +109,10 @@ class QueryService:
             if slot is not None:
                 slot.release()
             if isinstance(error, AccelError) and self._falls_back(query, error):
+                if not query.may_fall_back:
+                    told = forbidden(error)
+                    record.finish(told)
+                    raise told from error
                 asked = self._open_fallback_call(query, quota, watched, call)
                 return self._at_engine(query, record, asked, error)
             record.finish(error)

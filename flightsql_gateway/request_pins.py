@@ -1,5 +1,8 @@
-"""What a client says of one call beside its limits: the epochs it must read, and a name to cancel
-it by. Used by the front ends and the query service."""
+"""What a client says of one call beside its limits: the epochs, or the one shard, that it must
+read, whether an engine may be asked, and a name to cancel it by.
+
+Used by the front ends and the query service.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from flightsql_gateway.auth import Identity
 
 EPOCHS: Final = "x-accel-epochs"
 SHARD: Final = "x-accel-shard"
+FALLBACK: Final = "x-accel-fallback"
 REQUEST: Final = "x-accel-request"
 _PIN: Final = re.compile(r"([^@,]{1,200})@(\d{1,18})")
 _SHARD: Final = re.compile(r"([^@,]{1,200})@(\d{1,18})/([0-9A-Za-z]{1,64})")
@@ -65,6 +69,18 @@ def parse_shard(text: str, tenant: str) -> ShardRef:
 def pin_of(shard: ShardRef | None) -> Pins:
     """The epoch that a call is pinned to by the shard it is narrowed to."""
     return () if shard is None else ((shard.dataset, shard.epoch),)
+
+
+def read_may_fall_back(headers: Mapping[str, Iterable[str]]) -> bool:
+    """Whether the fallback engine may be asked: not with the header `x-accel-fallback: forbid`.
+
+    Raises:
+        InvalidQuery: the header says something else.
+    """
+    text = _header(headers, FALLBACK).strip()
+    if text not in {"", "allow", "forbid"}:
+        raise InvalidQuery(f"{FALLBACK} must be allow or forbid, not {text[:30]!r}")
+    return text != "forbid"
 
 
 def read_request_name(headers: Mapping[str, Iterable[str]]) -> str:

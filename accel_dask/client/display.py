@@ -6,12 +6,17 @@ import html
 import sys
 import warnings
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from accel_dask.errors import AccelError
 
 if TYPE_CHECKING:
     from accel_dask.client.lazy import Lazy
+
+_FOOTER: Final = "color:gray;font-size:smaller;margin:2px 0 8px 0"
+_NOTICE: Final = (
+    "border-left:4px solid #e0a100;background:#fff8e1;color:#5f4700;padding:6px 12px;margin:4px 0"
+)
 
 
 def preview_html(frame: Lazy) -> str:
@@ -27,15 +32,27 @@ def preview_html(frame: Lazy) -> str:
     except AccelError as error:
         return f"<pre>{html.escape(repr(frame))}\n{html.escape(str(error))}</pre>"
     shown = shown if hasattr(shown, "to_html") else shown.to_frame()
-    more = " · more rows" if len(shown) > count else ""
+    more = "more rows" if len(shown) > count else f"{len(shown):,} rows"
     last = frame._session.last_query
-    footer = html.escape((last.line() if last else "") + more)
-    return f"{shown.head(count).to_html()}<p style='color:gray;font-size:smaller'>{footer}</p>"
+    footer = html.escape(" · ".join(filter(None, (last.line() if last else "", more))))
+    return f"{shown.head(count).to_html()}<p style='{_FOOTER}'>{footer}</p>"
 
 
 def notice(text: str) -> None:
-    """Tell people something, where they see it."""
-    warnings.warn(text, UserWarning, stacklevel=6)
+    """Tell people something, where they see it: in a box of the notebook, else as a warning."""
+    if _is_notebook():
+        from IPython.display import HTML, display
+
+        display(HTML(f"<div style='{_NOTICE}'>⚠ {html.escape(text)}</div>"))
+    else:
+        warnings.warn(text, UserWarning, stacklevel=6)
+
+
+def _is_notebook() -> bool:
+    """Whether output goes to a front end that shows HTML."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and hasattr(shell, "kernel")
 
 
 class Progress:
@@ -43,25 +60,27 @@ class Progress:
 
     def __init__(self) -> None:
         self._handle: Any = None
-        self._shown = False
+        self._is_shown = False
 
     def __enter__(self) -> Self:
         return self
 
     def show(self, seconds: float, rows: int) -> None:
         text = f"running for {seconds:.1f} s" + (f", {rows:,} rows so far" if rows else "")
-        self._shown = True
-        ipython = sys.modules.get("IPython")
-        if ipython is None or ipython.get_ipython() is None:
-            if sys.stderr.isatty():
-                sys.stderr.write(f"\r{text}")
-            return
+        if _is_notebook():
+            self._show_html(f"<span style='color:gray'>⏳ {text} · ■ interrupts it</span>")
+        elif sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text} (Ctrl-C ends it)")
+            sys.stderr.flush()
+            self._is_shown = True
+
+    def _show_html(self, text: str) -> None:
         from IPython.display import HTML, display
 
         if self._handle is None:
-            self._handle = display(HTML(f"<i>{text}</i>"), display_id=True)
+            self._handle = display(HTML(text), display_id=True)
         else:
-            self._handle.update(HTML(f"<i>{text}</i>"))
+            self._handle.update(HTML(text))
 
     def __exit__(
         self,
@@ -70,8 +89,7 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         if self._handle is not None:
-            from IPython.display import HTML
-
-            self._handle.update(HTML(""))
-        elif self._shown and sys.stderr.isatty():
+            self._show_html("")
+        elif self._is_shown:
             sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

@@ -95,14 +95,14 @@ class Lazy(DaskCollection):
             raise UnsupportedOperation("to_polars needs Polars: pip install polars") from error
         return pl.from_arrow(self.to_arrow())
 
-    def to_pandas_batches(self) -> Iterator[Any]:
+    def to_pandas_batches(self, *, dtype_backend: str = "numpy") -> Iterator[Any]:
         """The answer as pandas frames, one after the other, while it arrives."""
         from accel_dask.client.materialize import to_pandas
 
         refuse_finished(self._view, "to_pandas_batches")
         for table, provenance in self._session.stream(self._compiled(), self._cap()):
             yield to_pandas(
-                table, self._view, dtype_backend="numpy", is_series=self._is_series,
+                table, self._view, dtype_backend=dtype_backend, is_series=self._is_series,
                 provenance=provenance,
             )  # fmt: skip
 

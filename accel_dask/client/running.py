@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -15,91 +15,117 @@ from accel_dask.errors import AccelError
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
-def run_watched(
-    start: Callable[[], Answering], cancel: Callable[[], None], *, progress_ms: int
-) -> tuple[pa.Table, dict[str, Any]]:
-    """The whole answer, and its receipt. Ctrl-C ends the query at the server, too.
 
-    On the main thread the query runs on another one, as Flight's calls cannot be interrupted.
+class Watched:
+    """One query on its way. Ctrl-C ends it at the server, too.
+
+    On the main thread its calls are made on another one, as Flight's cannot be interrupted.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return _read(_Run(start))
-    run = _Run(start)
-    thread = threading.Thread(target=run.run, name="accel-query", daemon=True)
-    thread.start()
-    try:
-        if not run.done.wait(progress_ms / 1000):
-            _wait_with_progress(run)
-    except BaseException:
-        _end(run, cancel)
-        raise
-    return run.result()
 
-
-def _end(run: _Run, cancel: Callable[[], None]) -> None:
-    """End the query: its stream, or, while it waits for its first batch, by its name."""
-    run.cancel()
-    try:
-        cancel()
-    except AccelError as error:
-        log.info("the query could not be cancelled at the server: %s", error)
-
-
-class _Run:
-    """One query on its way."""
-
-    def __init__(self, start: Callable[[], Answering]) -> None:
+    def __init__(
+        self, start: Callable[[], Answering], cancel: Callable[[], None], *, progress_ms: int
+    ) -> None:
+        """`cancel` ends the query by its name: it may be waiting for its first batch."""
         self._start = start
-        self.done = threading.Event()
-        self.rows = 0
+        self._cancel = cancel
+        self._patience_seconds = progress_ms / 1000
         self._lock = threading.Lock()
         self._is_cancelled = False
         self._answer: Answering | None = None
-        self._result: tuple[pa.Table, dict[str, Any]] | None = None
-        self._error: BaseException | None = None
+        self._rows = 0
 
-    def run(self) -> None:
+    def whole(self) -> tuple[pa.Table, dict[str, Any]]:
+        """The whole answer, and its receipt."""
+        return self._watch(self._read)
+
+    def batches(self) -> Generator[pa.RecordBatch]:
+        """The answer while it arrives."""
+        answer = self._watch(self._open)
+        batches = answer.batches()
         try:
-            self._result = self.read()
-        except BaseException as error:  # noqa: BLE001 - raised again where the query was asked
-            self._error = error
-        finally:
-            self.done.set()
+            while (batch := self._watch(lambda: next(batches, None))) is not None:
+                self._rows += batch.num_rows
+                yield batch
+        except BaseException:
+            self._end()
+            raise
 
-    def read(self) -> tuple[pa.Table, dict[str, Any]]:
+    def receipt(self) -> dict[str, Any]:
+        """Of an answer that was read to its end."""
+        assert self._answer is not None
+        return self._answer.receipt()
+
+    def _open(self) -> Answering:
         answer = self._start()
         with self._lock:
             self._answer = answer
             if self._is_cancelled:
                 answer.cancel()
+        return answer
+
+    def _read(self) -> tuple[pa.Table, dict[str, Any]]:
+        answer = self._open()
         batches = []
         for batch in answer.batches():
             batches.append(batch)
-            self.rows += batch.num_rows
+            self._rows += batch.num_rows
         return pa.Table.from_batches(batches, answer.schema), answer.receipt()
 
-    def cancel(self) -> None:
+    def _watch(self, work: Callable[[], T]) -> T:
+        if threading.current_thread() is not threading.main_thread():
+            return work()
+        call = _Call(work)
+        threading.Thread(target=call.run, name="accel-query", daemon=True).start()
+        try:
+            if not call.done.wait(self._patience_seconds):
+                self._wait_with_progress(call.done)
+        except BaseException:
+            self._end()
+            raise
+        return call.result()
+
+    def _wait_with_progress(self, done: threading.Event) -> None:
+        from accel_dask.client.display import Progress
+
+        started = time.monotonic() - self._patience_seconds
+        with Progress() as progress:
+            while True:
+                progress.show(time.monotonic() - started, self._rows)
+                if done.wait(0.2):
+                    return
+
+    def _end(self) -> None:
+        """End its stream or, while it waits for its first batch, itself by its name."""
         with self._lock:
             self._is_cancelled = True
             if self._answer is not None:
                 self._answer.cancel()
+        try:
+            self._cancel()
+        except AccelError as error:
+            log.info("the query could not be cancelled at the server: %s", error)
 
-    def result(self) -> tuple[pa.Table, dict[str, Any]]:
+
+class _Call(Generic[T]):
+    """A call on another thread."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self.done = threading.Event()
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._result.append(self._work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it was asked
+            self._error = error
+        finally:
+            self.done.set()
+
+    def result(self) -> T:
         if self._error is not None:
             raise self._error
-        assert self._result is not None
-        return self._result
-
-
-def _read(run: _Run) -> tuple[pa.Table, dict[str, Any]]:
-    return run.read()
-
-
-def _wait_with_progress(run: _Run) -> None:
-    from accel_dask.client.display import Progress
-
-    started = time.monotonic()
-    with Progress() as progress:
-        while not run.done.wait(0.2):
-            progress.show(time.monotonic() - started, run.rows)
+        return self._result[0]

@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,9 +19,9 @@ from accel_dask.client.lower import Compiled
 from accel_dask.client.nodes import Field, Scan, Text
 from accel_dask.client.options import Fallback, Options
 from accel_dask.client.provenance import Provenance, from_receipt
-from accel_dask.client.running import run_watched
+from accel_dask.client.running import Watched
 from accel_dask.client.snapshots import AnswerCache, Pins, Snapshots
-from accel_dask.client.transport import Answering, FlightTransport, Transport
+from accel_dask.client.transport import FlightTransport, Transport
 from accel_dask.client.view import Item, View, unknown_column
 from accel_dask.errors import (
     ConfigError,
@@ -148,12 +148,7 @@ class Session:
         if known is not None:
             return known
         started = time.perf_counter()
-        name = uuid.uuid4().hex
-        table, receipt = run_watched(
-            lambda: self._query(compiled, name, pins),
-            lambda: self._transport.cancel(name),
-            progress_ms=self.options.progress_ms,
-        )
+        table, receipt = self._watched(compiled, pins).whole()
         milliseconds = (time.perf_counter() - started) * 1000
         _check_rows(table.num_rows, cap)
         provenance = from_receipt(receipt, compiled.sql, rows=table.num_rows, ms=milliseconds)
@@ -169,26 +164,33 @@ class Session:
         Raises:
             ResultTooLarge: the next batch would make more than `cap` rows.
         """
-        answer = self._query(compiled, uuid.uuid4().hex, self._snapshots.current())
+        query = self._watched(compiled, self._snapshots.current())
         rows, started = 0, time.perf_counter()
-        try:
-            for batch in answer.batches():
+        with closing(query.batches()) as batches:
+            for batch in batches:
                 rows += batch.num_rows
                 _check_rows(rows, cap)
                 yield pa.Table.from_batches([batch]), None
-        except BaseException:
-            answer.cancel()
-            raise
         milliseconds = (time.perf_counter() - started) * 1000
-        self._note(from_receipt(answer.receipt(), compiled.sql, rows=rows, ms=milliseconds))
+        self._note(from_receipt(query.receipt(), compiled.sql, rows=rows, ms=milliseconds))
 
-    def _query(self, compiled: Compiled, name: str, pins: Pins | None) -> Answering:
-        return self._transport.query(
-            compiled.sql,
-            timeout_ms=self.options.timeout_ms,
-            headers=_query_headers(pins),
-            name=name,
+    def _watched(self, compiled: Compiled, pins: Pins | None) -> Watched:
+        name, headers = uuid.uuid4().hex, _query_headers(pins)
+        if self.options.fallback == Fallback.FORBID:
+            headers["x-accel-fallback"] = "forbid"
+        timeout_ms = self.options.timeout_ms
+        return Watched(
+            lambda: self._transport.query(
+                compiled.sql, timeout_ms=timeout_ms, headers=headers, name=name
+            ),
+            lambda: self._transport.cancel(name),
+            progress_ms=self.options.progress_ms,
         )
+
+    def receipts(self, last: int = 10) -> list[dict[str, Any]]:
+        """The gateway's receipts of the newest queries of the user's tenant, newest first."""
+        found: list[dict[str, Any]] = self._transport.action("accel.receipts", {"last": last})
+        return found
 
     def explain(self, compiled: Compiled, cap: int) -> str:
         """The SQL, what it reads, its bound and the gateway's plan for it."""
@@ -203,8 +205,8 @@ class Session:
         if provenance.route != "olap":
             return
         self.fallbacks += 1
-        match self.options.fallback:
-            case Fallback.FORBID:
+        match Fallback(self.options.fallback):
+            case Fallback.FORBID:  # a gateway that does not know of it
                 raise FallbackForbidden(
                     f"the answer came from the OLAP engine ({provenance.reason}); "
                     "options.fallback = 'allow' or 'warn' takes it"
@@ -212,7 +214,11 @@ class Session:
             case Fallback.WARN:
                 from accel_dask.client.display import notice
 
-                notice(f"answered by the OLAP engine, not from memory: {provenance.reason}")
+                read = "the snapshot that memory has" if provenance.is_pinned else "its newest data"
+                notice(
+                    f"answered by the OLAP engine, which read {read}, and not from memory: "
+                    f"{provenance.reason}"
+                )
             case Fallback.ALLOW:
                 pass
 

@@ -16,7 +16,13 @@ from typing import Final
 import pyarrow as pa
 
 from accel_dask.connectors.olap.base import EngineStream, RunLimits
-from accel_dask.errors import AccelError, ConfigError, NotPortable, ResourceExhausted
+from accel_dask.errors import (
+    AccelError,
+    ConfigError,
+    FallbackForbidden,
+    NotPortable,
+    ResourceExhausted,
+)
 from accel_dask.model.fallback import FallbackReason
 from accel_dask.model.measured import Measured
 from accel_dask.model.routing import FallbackRoute, RoutingTable
@@ -116,11 +122,20 @@ class Fallback:
         """Begun since the gateway started."""
 
     def is_first(self, query: Query, table: RoutingTable) -> bool:
-        """Whether the policy is to ask the engine and not memory."""
+        """Whether the policy is to ask the engine and not memory.
+
+        Raises:
+            FallbackForbidden: it is, and the caller will have none of it.
+        """
         if query.identity.tenant not in table.always_at_engines or query.pins:
             return False
         found = self._routes(query, table)
-        return found is not None and is_allowed(found[1], FallbackReason.POLICY)
+        is_first = found is not None and is_allowed(found[1], FallbackReason.POLICY)
+        if is_first and not query.may_fall_back:
+            raise FallbackForbidden(
+                "the policy of the dataset is to ask its OLAP engine, which the call forbids"
+            )
+        return is_first
 
     def covers(self, query: Query, table: RoutingTable, error: AccelError) -> bool:
         """Whether the engine would be asked where memory gives `error`."""
@@ -258,6 +273,14 @@ class Fallback:
 
     def close(self) -> None:
         self._engines.close()
+
+
+def forbidden(memory: AccelError) -> FallbackForbidden:
+    """What to tell a client who will not have the engine's answer."""
+    return FallbackForbidden(
+        f"memory does not answer ({memory.code}: {memory}), and the call forbids asking the OLAP "
+        "engine behind it"
+    )
 
 
 def both(memory: AccelError | None, engine: BaseException) -> BaseException:

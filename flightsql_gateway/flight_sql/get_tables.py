@@ -1,4 +1,5 @@
-"""CommandGetTables: the tenant's datasets that have a READY epoch."""
+"""CommandGetTables: the tenant's datasets that can be asked: those that have a READY epoch, or
+an engine that answers for them until they have one."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from accel_dask.model.bounds import FLOATS
-from accel_dask.model.routing import DatasetRoute
+from accel_dask.model.fallback import FallbackPolicy, FallbackReason
+from accel_dask.model.ids import TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column
 from accel_dask.query_planner.plan import CATALOG
 from flightsql_gateway.arrow_types import schema_of
@@ -44,7 +47,7 @@ def schema(command: Any) -> pa.Schema:
 
 def answer(command: Any, request: Request) -> pa.Table:
     routes = [
-        route for route in request.table.datasets_of(request.identity.tenant)
+        route for route in _routes(request.table, request.identity.tenant)
         if _is_wanted(command, route)
     ]  # fmt: skip
     columns: dict[str, list[Any]] = {
@@ -56,6 +59,20 @@ def answer(command: Any, request: Request) -> pa.Table:
     if command.include_schema:
         columns["table_schema"] = [_serialized(route) for route in routes]
     return pa.table(columns, schema=schema(command))
+
+
+def _routes(table: RoutingTable, tenant: TenantId) -> list[DatasetRoute]:
+    found = list(table.datasets_of(tenant))
+    found += [
+        DatasetRoute(
+            dataset_id=dataset, epoch=route.epoch, snapshot_id=route.snapshot_id,
+            columns=route.columns, shards=(), executors=(),
+        )
+        for dataset, route in table.fallbacks.items()
+        if dataset.tenant == tenant and dataset not in table.datasets
+        and (route.spec.allows(FallbackReason.MISS) or route.spec.policy is FallbackPolicy.ALWAYS)
+    ]  # fmt: skip
+    return sorted(found, key=lambda route: route.dataset_id)
 
 
 def _is_wanted(command: Any, route: DatasetRoute) -> bool:
@@ -93,6 +110,8 @@ def told_of_missing(route: DatasetRoute, column: Column) -> dict[str, str]:
     found = {NAN: "0"} if is_float else {}
     if not column.nullable and not is_float:
         return {**found, NULLS: "never"}
+    if not route.shards:
+        return found
     counts = [
         next((one.null_count for one in shard.stats if one.name == column.name), None)
         for shard in route.shards

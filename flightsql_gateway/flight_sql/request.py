@@ -32,5 +32,6 @@ class Request:
     """Epochs that a query must read."""
     shard: ShardRef | None = None
     """The one shard that a query is narrowed to."""
+    may_fall_back: bool = True
     name: str = ""
     """What the caller can cancel it by; empty: nothing."""

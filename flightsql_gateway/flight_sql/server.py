@@ -44,7 +44,13 @@ from flightsql_gateway.flight_sql.request import Request
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
 from flightsql_gateway.request_limits import read_limits
-from flightsql_gateway.request_pins import pin_of, read_pins, read_request_name, read_shard
+from flightsql_gateway.request_pins import (
+    pin_of,
+    read_may_fall_back,
+    read_pins,
+    read_request_name,
+    read_shard,
+)
 from flightsql_gateway.routing_cache import RoutingCache
 
 log = logging.getLogger(__name__)
@@ -96,6 +102,8 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "accel.cancel": _Action('end the call {"request": "..."}', own_actions.cancel),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
+_TRAILER_REASON: Final = 500
+"""Characters of why an engine was asked."""
 _SMALL_ROWS: Final = 4096
 _SMALL_BYTES: Final = 256 * 1024
 _RECEIPT_TRAILER: Final = "x-accel-receipt"
@@ -301,6 +309,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
             limits=read_limits(session.headers),
             pins=(*read_pins(session.headers), *pin_of(shard)),
             shard=shard,
+            may_fall_back=read_may_fall_back(session.headers),
             name=read_request_name(session.headers),
         )
 
@@ -356,7 +365,8 @@ def _send_receipt(answer: Answer, context: flight.ServerCallContext) -> None:
     receipt = answer.receipt
     if receipt is not None:
         # Trailers must be small, and plain ASCII.
-        short = replace(receipt, sql="", reason="")
+        reason = receipt.reason[:_TRAILER_REASON] if receipt.fallback else ""
+        short = replace(receipt, sql="", reason=reason)
         if len(short.parts) > _TRAILER_PARTS:
             short = replace(short, parts=())
         text = encode(short).decode()

@@ -53,6 +53,7 @@ def run_handle(handle: StatementHandle, request: Request) -> Answer:
         limits=request.limits,
         pins=request.pins,
         shard=request.shard,
+        may_fall_back=request.may_fall_back,
         name=request.name,
     )
     return request.service.run(query, request.is_cancelled)

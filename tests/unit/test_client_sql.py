@@ -86,7 +86,7 @@ def test_plain_repr_runs_no_query_and_the_html_preview_one(
     df = session.table("flights")
     assert "carrier: string" in repr(df)
     assert transport.sent == []
-    assert "hot" in df._repr_html_()
+    assert "from memory" in df._repr_html_()
     assert len(transport.sent) == 1
     assert transport.sent[0].endswith("LIMIT 21")
 
