@@ -10,12 +10,13 @@ from accel_dask.model.epoch import Epoch, ShardSummary
 from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
 from accel_dask.model.member import Gateway, Worker
 from accel_dask.model.replica import Replica
+from accel_dask.model.share import concurrency_of
 from accel_dask.model.tenant import MIB
 
 
 def status_tables(view: ClusterView) -> tuple[Table, ...]:
-    """Hosts, epochs, executors and gateways of `view`."""
-    return (_hosts(view), _epochs(view), _executors(view), _gateways(view))
+    """Hosts, epochs, executors, gateways and tenants' places in gateways, of `view`."""
+    return (_hosts(view), _epochs(view), _executors(view), _gateways(view), _places(view))
 
 
 def _hosts(view: ClusterView) -> Table:
@@ -111,6 +112,25 @@ def _gateways(view: ClusterView) -> Table:
             f"{gateway.p50_ms:.1f}",
             f"{gateway.p99_ms:.1f}",
         )
+    return table
+
+
+def _places(view: ClusterView) -> Table:
+    table = Table(
+        "tenant", "gateway", "share", "of", "in use", "queued", "refused",
+        title="Places of tenants in gateways",
+    )  # fmt: skip
+    for gateway in view.records(Gateway):
+        for load in gateway.admission:
+            table.add_row(
+                load.tenant,
+                gateway.address,
+                str(load.share),
+                str(concurrency_of(view, load.tenant)),
+                str(load.in_use),
+                str(load.queued),
+                f"{load.shed:,}",
+            )
     return table
 
 

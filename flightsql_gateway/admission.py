@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -74,6 +74,8 @@ class Demand:
     """What a tenant would use here."""
 
     running: int
+    present: int
+    """Queries that run or wait."""
     peak: int
     """Most queries that ran or waited at once since the last look."""
 
@@ -85,9 +87,12 @@ class Admission:
         self,
         places: int = DEFAULT_PLACES,
         limit: Limit = lambda _, quota: quota.concurrency,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_wait` is called when a query begins to wait."""
         self._lock = threading.Lock()
         self._queue: FairQueue[_Waiter] = FairQueue(places, limit)
+        self._on_wait = on_wait
 
     def admit(self, tenant: TenantId, quota: Quota, call: Call) -> Slot:
         """A place for one query; waits for one if it must.
@@ -107,6 +112,7 @@ class Admission:
             waiter = _Waiter()
             self._queue.join(line, waiter)
         until = min(started + quota.queue_wait_ms / 1000, call.deadline)
+        self._on_wait()
         call.on_end(waiter.turn.set)
         try:
             waiter.turn.wait(max(until - started, 0.0))
@@ -208,10 +214,13 @@ class Admission:
                     waiter.turn.set()
 
     def demand(self, tenant: TenantId) -> Demand:
-        """The tenant's since the last call."""
+        """The tenant's since the last call. Who was admitted by an earlier limit is counted: the
+        limit is looked at and the place taken under the same lock."""
         with self._lock:
             line = self._queue.lines.get(tenant)
-            return Demand(line.running, line.take_peak()) if line is not None else Demand(0, 0)
+            if line is None:
+                return Demand(0, 0, 0)
+            return Demand(line.running, line.running + len(line.waiting), line.take_peak())
 
     def load(self, tenant: TenantId) -> tuple[int, int]:
         """Queries running and waiting."""

@@ -9,6 +9,7 @@ from typing import Final
 
 from accel_dask.config import GatewaySettings
 from accel_dask.errors import ConfigError
+from accel_dask.model.cluster import ClusterView
 from accel_dask.query_planner.pipeline import warm_up
 from accel_dask.store.base import StateStore
 from flightsql_gateway.admission import Admission
@@ -24,10 +25,13 @@ from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipt, Receipts
 from flightsql_gateway.registration import Registration
 from flightsql_gateway.routing_cache import RoutingCache
+from flightsql_gateway.shares import Shares
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS: Final = 10.0
+_SHARES_SECONDS: Final = 5.0
+"""How long a gateway waits at its start for its shares of the tenants' concurrency."""
 
 
 class GatewayApp:
@@ -38,7 +42,8 @@ class GatewayApp:
         self._store = store
         self._receipts = Receipts()
         self._figures = LoadFigures()
-        self._admission = Admission(settings.concurrency)
+        self._shares = Shares(store)
+        self._admission = Admission(settings.concurrency, self._shares.limit, self._shares.wake)
         self._metrics = Metrics(self._admission)
         self._watch = CallWatch()
         self._clients = ExecutorClients()
@@ -47,11 +52,9 @@ class GatewayApp:
         self.routing: Final = RoutingCache(
             store,
             frozen_serving_seconds=settings.frozen_serving_seconds,
-            on_applied=lambda view: (
-                self._registration.applied(view) if self._registration else None
-            ),
+            on_applied=self._applied,
         )
-        self._execution = Execution(self.routing, self._clients)
+        self._execution = Execution(self.routing, self._clients, self._shares.is_blind)
         self.service: Final = QueryService(
             self.routing,
             self._execution,
@@ -88,11 +91,14 @@ class GatewayApp:
             self._store,
             self._figures,
             self._admission,
+            self._shares,
             address=url,
             lease_seconds=self._settings.lease_seconds,
         )
-        self._registration.applied(self.routing.view)
+        self._applied(self.routing.view)
         self._registration.start()
+        self._shares.serve(self._registration.gateway, self._admission)
+        self._shares.start(_SHARES_SECONDS)
         log.info("%s serves at %s", self._registration.gateway, url)
         return url
 
@@ -112,6 +118,11 @@ class GatewayApp:
             private_key=private_key,
         )
 
+    def _applied(self, view: ClusterView) -> None:
+        if self._registration is not None:
+            self._registration.applied(view)
+        self._shares.applied(view)
+
     def _observe(self, identity: Identity, receipt: Receipt) -> None:
         self._receipts.add(identity.tenant, receipt)
         failed = receipt.outcome not in {"OK", "QUERY_CANCELLED"}
@@ -128,6 +139,7 @@ class GatewayApp:
             drain.start()
             drain.join(drain_seconds)
             is_drained = not drain.is_alive()
+        self._shares.close()
         if self._registration is not None:
             self._registration.close()
         self.routing.close()

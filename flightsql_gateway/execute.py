@@ -63,7 +63,14 @@ class Order:
 class Execution:
     """Sends orders to executors. Safe to use from several threads."""
 
-    def __init__(self, routing: RoutingCache, clients: ExecutorClients) -> None:
+    def __init__(
+        self,
+        routing: RoutingCache,
+        clients: ExecutorClients,
+        is_blind: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`is_blind`: see `Ticket.is_blind`."""
+        self._is_blind = is_blind
         self._routing = routing
         self._clients = clients
         self._threads = CallThreads()
@@ -82,7 +89,14 @@ class Execution:
                 within `RETRY_SECONDS` and the call's deadline.
             DeadlineExceeded, QueryCancelled: the call ended.
         """
-        run = _Run(self._routing, self._clients, self._threads, self._watch, order, call)
+        context = TicketContext(
+            query_id=order.query_id,
+            parameters=order.parameters,
+            describe_only=order.describe_only,
+            key=self._routing.ticket_key(),
+            is_blind=self._is_blind(),
+        )
+        run = _Run(context, self._clients, self._threads, self._watch, order, call)
         give_up_at = min(time.monotonic() + RETRY_SECONDS, call.deadline)
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -103,7 +117,7 @@ class _Run:
 
     def __init__(
         self,
-        routing: RoutingCache,
+        context: TicketContext,
         clients: ExecutorClients,
         threads: CallThreads,
         watch: StreamWatch,
@@ -115,13 +129,8 @@ class _Run:
         self._clients = clients
         self._order = order
         self._call = call
-        self._context = TicketContext(
-            query_id=order.query_id,
-            parameters=order.parameters,
-            describe_only=order.describe_only,
-            key=routing.ticket_key(),
-        )
-        self._race = Race(order.query_id, self._context.key, clients, threads, watch)
+        self._context = context
+        self._race = Race(order.query_id, context.key, clients, threads, watch)
         self._avoid: frozenset[str] = frozenset()
 
     def attempt(self, table: RoutingTable) -> Stream:

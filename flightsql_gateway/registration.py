@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -24,6 +23,7 @@ from accel_dask.store.base import Lease, StateStore
 from accel_dask.store.records import put_record
 from flightsql_gateway.admission import Admission
 from flightsql_gateway.load_figures import LoadFigures
+from flightsql_gateway.shares import Shares
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Registration:
         store: StateStore,
         figures: LoadFigures,
         admission: Admission,
+        shares: Shares,
         *,
         address: str,
         lease_seconds: float,
@@ -47,6 +48,7 @@ class Registration:
         self._store = store
         self._figures = figures
         self._admission = admission
+        self._shares = shares
         self._address = address
         self._lease_seconds = lease_seconds
         self._lease: Lease | None = None
@@ -95,8 +97,17 @@ class Registration:
             else:
                 self._pause(
                     _REFRESH_SECONDS,
-                    until=lambda: self._is_closing or self._awaited > self._written,
+                    until=lambda: (
+                        self._is_closing or self._awaited > self._written or self._has_lost_lease()
+                    ),
                 )
+
+    def _has_lost_lease(self) -> bool:
+        return self._lease is not None and self._lease.is_lost()
+
+    def _wake_up(self) -> None:
+        with self._wake:
+            self._wake.notify_all()
 
     def _pause(self, seconds: float, until: Callable[[], bool]) -> None:
         with self._wake:
@@ -104,8 +115,9 @@ class Registration:
 
     def _write(self) -> None:
         lease = self._lease
-        if lease is None or lease.is_lost() or time.monotonic() > lease.valid_until():
-            lease = self._lease = self._store.lease(self._lease_seconds)
+        if lease is None or lease.is_lost():
+            lease = self._lease = self._store.lease(self._lease_seconds, on_lost=self._wake_up)
+            self._shares.leased(lease)
         with self._wake:
             applied = self._applied
         load = self._figures.summary()

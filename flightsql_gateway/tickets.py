@@ -26,6 +26,7 @@ class TicketContext:
     parameters: bytes
     describe_only: bool
     key: bytes
+    is_blind: bool = False
 
 
 def ticket_of(
@@ -47,6 +48,7 @@ def ticket_of(
         max_cpu_ms=plan.limits.max_cpu_ms,
         measure=is_worth_counting(plan),
         describe_only=context.describe_only,
+        is_blind=context.is_blind,
     )
     inputs = tuple(
         Input(
@@ -78,6 +80,7 @@ def _piece(ticket: Ticket, of: PartInput, part: Part, context: TicketContext) ->
         max_result_rows=of.max_rows,
         max_result_bytes=of.max_bytes,
         is_part=True,
+        is_blind=False,
     )
     signed = sign(encode(own), context.key)
     return Piece(

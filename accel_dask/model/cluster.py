@@ -41,6 +41,7 @@ from accel_dask.model.member import (
     ClusterMeta,
     Gateway,
     Leader,
+    Share,
     Worker,
 )
 from accel_dask.model.placement import Placement, Serving, placement_path, serving_path
@@ -60,6 +61,7 @@ Record = (
     | PublishRequest
     | Replica
     | Serving
+    | Share
     | Tenant
     | User
     | Worker
@@ -81,6 +83,7 @@ RECORD_TYPES: Final[Mapping[str, type[Record]]] = MappingProxyType(
             PublishRequest,
             Replica,
             Serving,
+            Share,
             Tenant,
             User,
             Worker,

@@ -7,9 +7,11 @@ record is its incarnation: it never repeats, so it serves as fencing token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from accel_dask.model.ids import GatewayId, Path, Revision, TenantId, WorkerId
+
+_NEVER: Final = Revision(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +107,26 @@ class Gateway:
     @property
     def path(self) -> Path:
         return (Gateway.KIND, self.gateway)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """How many of a tenant's queries one gateway may run at once; see `model/share.py`. On the
+    gateway's lease."""
+
+    KIND: ClassVar[str] = "share"
+
+    tenant: TenantId
+    gateway: GatewayId
+    slots: int
+    wanted: int = 0
+    """Queries that it would run at once if it could."""
+    served_at: Revision = _NEVER
+    """Revision of the view on which it last had no slot and took one."""
+
+    @property
+    def path(self) -> Path:
+        return (Share.KIND, self.tenant, self.gateway)
 
 
 @dataclass(frozen=True, slots=True, order=True)

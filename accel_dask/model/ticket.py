@@ -91,6 +91,9 @@ class Ticket:
     """What the executor fetches from its peers before it runs the SQL."""
     is_part: bool = False
     """For another executor's input: runs on slots of its own and has no inputs itself."""
+    is_blind: bool = False
+    """From a gateway that has lost the store, so that others may have its share of the tenant's
+    concurrency. An executor whose host hears from the store refuses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,7 @@ def render_tables(state: Row) -> str:
         ("Executors", _table(_EXECUTORS, state["executors"], "no executor is wanted")),
         ("Hosts", _table(_HOSTS, state["hosts"], "no host is alive")),
         ("Gateways", _table(_GATEWAYS, state["gateways"], "no gateway is alive")),
+        ("Places of tenants in gateways", _table(_SHARES, state["shares"], "nothing was asked")),
         ("What this master did", _story(state["story"])),
     )
     body = "".join(f"<h2>{escape(title)}</h2>{html}" for title, html in sections if html)
@@ -213,6 +214,15 @@ _HOSTS: Final[Columns] = (
     ("in memory", "s", lambda row: "yes" if row["in_memory"] else '<span class="wait">no</span>'),
     ("cores", "n", _count("cores")),
     ("budgets enforced by", "why", _text("enforcement")),
+)
+_SHARES: Final[Columns] = (
+    ("tenant", "s", _text("tenant")),
+    ("gateway", "s", _text("gateway")),
+    ("share", "n", _count("share")),
+    ("of", "n", _count("of")),
+    ("in use", "n", _count("in_use")),
+    ("queued", "n", _count("queued")),
+    ("refused so far", "n", _count("shed")),
 )
 _GATEWAYS: Final[Columns] = (
     ("gateway", "s", _text("gateway")),

@@ -6,6 +6,7 @@ Numbers are plain; ages are in seconds, sizes in bytes. Nothing in it is secret.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from accel_dask.model.cluster import ClusterView
@@ -15,6 +16,7 @@ from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan
 from accel_dask.model.guarantees import shard_sizes
 from accel_dask.model.member import Gateway, Worker
 from accel_dask.model.replica import Replica
+from accel_dask.model.share import concurrency_of
 from accel_dask.scheduler_plugin.round import executor_of
 from accel_dask.scheduler_plugin.waiting import request_waits_for, waiting_for
 
@@ -35,6 +37,7 @@ def summarize(view: ClusterView, now_ns: int) -> Row:
         "executors": [_executor(view, plan) for plan in view.records(ExecutorPlan)],
         "hosts": [_host(view, worker) for worker in view.records(Worker)],
         "gateways": [_gateway(gateway) for gateway in view.records(Gateway)],
+        "shares": [row for gateway in view.records(Gateway) for row in _shares(view, gateway)],
         "queries_per_second": queries_per_second(view),
     }
 
@@ -182,6 +185,20 @@ def _gateway(gateway: Gateway) -> Row:
         "p99_ms": gateway.p99_ms,
         "per_tenant": dict(gateway.per_tenant),
     }
+
+
+def _shares(view: ClusterView, gateway: Gateway) -> Iterator[Row]:
+    """One gateway's places for each tenant that has asked it something."""
+    for load in gateway.admission:
+        yield {
+            "tenant": load.tenant,
+            "gateway": gateway.gateway,
+            "share": load.share,
+            "of": concurrency_of(view, load.tenant),
+            "in_use": load.in_use,
+            "queued": load.queued,
+            "shed": load.shed,
+        }
 
 
 def _age(at_ns: int, now_ns: int) -> float:

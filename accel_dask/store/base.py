@@ -139,6 +139,10 @@ class Lease(Protocol):
     def is_lost(self) -> bool:
         """True once the store said that the lease is gone. Final."""
 
+    def is_unanswered(self) -> bool:
+        """True if the store has left two attempts in a row to renew it without an answer. One
+        could be this process's own fault: it may have been stopped meanwhile."""
+
     def close(self) -> None:
         """Stop renewing and revoke: keys on it vanish now."""
 

@@ -38,6 +38,7 @@ class EtcdLease:
         self._on_lost = on_lost
         self._closing = threading.Event()
         self._lost = False
+        self._unanswered = 0
         self._member = 0
         self._renewed_at = time.monotonic()
         # A grant whose answer is lost leaves a lease that nobody renews; it ends by itself.
@@ -61,6 +62,9 @@ class EtcdLease:
 
     def is_lost(self) -> bool:
         return self._lost
+
+    def is_unanswered(self) -> bool:
+        return self._unanswered > 1
 
     def close(self) -> None:
         self.stop_renewing()
@@ -120,10 +124,12 @@ class EtcdLease:
             if not self._closing.is_set():
                 self._channel.report_failure(member)
             self._member += 1
+            self._unanswered += 1
             return False
         if ttl <= 0:
             raise LeaseLost(f"lease {self._id:x} has expired")
         self._renewed_at = sent_at
+        self._unanswered = 0
         return True
 
     def _keep_alive(self, member: Member) -> int:

@@ -316,6 +316,9 @@ class MemoryLease:
     def is_lost(self) -> bool:
         return self._lost
 
+    def is_unanswered(self) -> bool:
+        return False
+
     def close(self) -> None:
         self._closed = True
         self._store.end_lease(self)

@@ -13,8 +13,8 @@ from simulated_world import World, make_dataset, shard_task
 
 from accel_dask.errors import ConfigError
 from accel_dask.model.executor import ExecutorState
-from accel_dask.model.ids import GatewayId, Revision
-from accel_dask.model.member import Gateway
+from accel_dask.model.ids import GatewayId, Revision, TenantId
+from accel_dask.model.member import Gateway, TenantLoad
 from accel_dask.model.tenant import MIB
 from accel_dask.scheduler_plugin.dashboard import _parse_publish
 from accel_dask.scheduler_plugin.metrics import AccelCollector
@@ -46,6 +46,9 @@ def busy_world() -> World:
             queries=1_234,
             queries_per_second=12.5,
             per_tenant=(("acme", 12.5),),
+            admission=(
+                TenantLoad(tenant=TenantId("acme"), share=3, in_use=2, queued=7, shed=4_321),
+            ),
         )
     )
     return world
@@ -68,6 +71,7 @@ def test_the_page_shows_what_operators_ask_for() -> None:
         "1 of 2 replicas are READY; to load: 1 on host-1",
         "epoch 2 is on its way",
         "flights@1",
+        "4,321",
         "1,234",
         "acme 12.5",
         "1.0 MiB of 1.00 GiB",

@@ -132,7 +132,7 @@ class ExecutorProcess:
                 self._say({"pong": number, **self._service.stats()})
                 self._check_address_space()
             case {"lease": float() | int() as deadline}:
-                self._standing.lease_deadline = max(self._standing.lease_deadline, deadline)
+                self._standing.extend(deadline)
             case {"drain": float() | int() as seconds}:
                 self._standing.is_draining = True
                 self._drain_deadline = time.monotonic() + seconds

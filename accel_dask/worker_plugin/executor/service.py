@@ -12,7 +12,13 @@ import pyarrow as pa
 from pyarrow import flight
 
 from accel_dask.codec import decode, encode
-from accel_dask.errors import AccelError, InvariantViolated, StaleEpoch, Unauthenticated
+from accel_dask.errors import (
+    AccelError,
+    InvariantViolated,
+    StaleEpoch,
+    StoreUnavailable,
+    Unauthenticated,
+)
 from accel_dask.flight_errors import to_flight
 from accel_dask.model.measured import MEASURED_TRAILER
 from accel_dask.model.ticket import (
@@ -42,7 +48,23 @@ class Standing:
         self.lease_deadline = lease_deadline
         """Monotonic seconds, which all processes of a host share."""
         self.is_draining = False
+        self._extended_at = lease_deadline
         self._grace_seconds = grace_seconds
+
+    def extend(self, lease_deadline: float) -> None:
+        """The host has renewed the lease, until then."""
+        if lease_deadline > self.lease_deadline:
+            self.lease_deadline = lease_deadline
+            self._extended_at = time.monotonic()
+
+    def check_blind(self) -> None:
+        """Raise `StoreUnavailable` if this host hears from the store: a lease is renewed well
+        before half of its life has passed."""
+        if time.monotonic() < (self._extended_at + self.lease_deadline) / 2:
+            raise StoreUnavailable(
+                "this gateway has lost touch with the state store, and others have not; send the "
+                "query to another gateway"
+            )
 
     def check(self) -> None:
         """Raise `StaleEpoch` if no ticket may be taken."""
@@ -148,6 +170,8 @@ class ExecutorService(flight.FlightServerBase):  # type: ignore[misc]
         if order.expires_at_ms < time.time() * 1000:
             raise StaleEpoch("the ticket has expired; plan the query again")
         fence(order, self._engine.spec.tenant, self._attached)
+        if order.is_blind:
+            self._standing.check_blind()
         return order
 
     def _ended(self, query_id: str, entry: tuple[str, threading.Event]) -> None:
