@@ -1,11 +1,12 @@
 """A tenant that tries to take more memory than it has, in a thousand ways, and its neighbour.
 
-    python benchmarks/memory_bombs.py [--bombs 1000] [--rows 2000000]
+    python benchmarks/memory_bombs.py [--bombs 1000] [--seconds 0] [--rows 2000000]
 
 Statements go straight to the tenant's executor, past the gateway's list of allowed functions: most
 of them take memory that DuckDB's own limit does not see. Measured all the while: what the executor
-and the shard files take, against the tenant's budget; the neighbour's dashboard queries; and, when
-the executor was stopped, how long until it answers again through the gateway.
+and the shard files take, against the tenant's budget; the neighbour's dashboard queries, each with
+what was going on meanwhile if it was slow; and, when the executor was stopped, how long until it
+answers again through the gateway.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyarrow import flight
 
 from accel_dask.codec import encode
-from accel_dask.drill.loads import Load, RunningLoad, Shape
+from accel_dask.drill.arrivals import percentile
+from accel_dask.drill.loads import Load, RunningLoad, Seen, Shape
+from accel_dask.drill.run_delay import RunDelay
 from accel_dask.drill.workload import DASHBOARD, write_facts
 from accel_dask.local import LocalAccelCluster
 from accel_dask.model.cluster import ClusterView
@@ -38,7 +42,9 @@ from accel_dask.model.ticket import EpochToken, Ticket, shard_relation, sign
 from flightsql_gateway.flight_sql import messages
 
 BUDGET = Quota(memory_bytes_per_host=1024 * MIB, executor_memory_bytes=384 * MIB)
-NEIGHBOUR_SECONDS = 20.0
+ALONE_SECONDS = 15.0
+SEGMENT_SECONDS = 20.0
+SLOWEST = 6
 WAYS = (
     # Vectors of text, lists and numbers that DuckDB does not count
     "SELECT length(repeat('x', {big}))",
@@ -87,12 +93,44 @@ WAYS = (
 
 
 @dataclass
-class Seen:
+class Struck:
     peak_bytes: int = 0
     peak_private_bytes: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     stops: int = 0
     back_ms: list[float] = field(default_factory=list)
+    bombs: list[tuple[float, float, str]] = field(default_factory=list)
+    """Monotonic seconds from and to, and what it was."""
+
+
+class Neighbour:
+    """The other tenant's dashboards, one segment after the other until it is told to stop."""
+
+    def __init__(self, start: Callable[[float], RunningLoad]) -> None:
+        self._start = start
+        self._segments: list[Seen] = []
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._done.is_set():
+            self._segments.append(self._start(SEGMENT_SECONDS).wait())
+
+    def end(self) -> tuple[Seen, list[tuple[float, float]]]:
+        """All segments together, and when each answered query was sent and answered."""
+        self._done.set()
+        self._thread.join()
+        failures: Counter[str] = Counter()
+        seen, at = Seen(), []
+        for one in self._segments:
+            seen.latencies_ms += one.latencies_ms
+            seen.seconds += one.seconds
+            failures.update(one.failures)
+            for sent, ms in zip(one.sent_at, one.latencies_ms, strict=True):
+                at.append((one.started + sent, one.started + sent + ms / 1000))
+        seen.failures = dict(failures)
+        return seen, at
 
 
 def bomb(rng: random.Random, table: str) -> str:
@@ -120,7 +158,7 @@ class Bombing:
     def __init__(self, cluster: LocalAccelCluster, token: str, seed: int) -> None:
         self._cluster = cluster
         self._rng = random.Random(seed)
-        self._seen = Seen()
+        self._seen = Struck()
         self._done = threading.Event()
         meta = cluster.view.meta
         assert meta is not None
@@ -129,10 +167,13 @@ class Bombing:
         header = self._client.authenticate_basic_token("bomber", token)
         self._options = flight.FlightCallOptions(headers=[header], timeout=30)
 
-    def run(self, count: int) -> Seen:
+    def run(self, count: int, seconds: float) -> Struck:
         sampling = threading.Thread(target=self._sample)
         sampling.start()
+        until = time.monotonic() + seconds if seconds else float("inf")
         for number in range(count):
+            if time.monotonic() > until:
+                break
             self._one()
             if number % 100 == 99:
                 print(f"#   {number + 1}: {dict(self._seen.outcomes)}", flush=True)
@@ -144,6 +185,7 @@ class Bombing:
         self._cluster.mirror.wait_for(lambda view: find_executor(view) is not None, 30.0)
         plan, executor = executor_of(self._cluster.view)
         attachment = plan.attachments[0]
+        sql = bomb(self._rng, shard_relation(attachment.shard_id))
         token = EpochToken(
             dataset=attachment.dataset, epoch=attachment.epoch, shards=(attachment.shard_id,)
         )
@@ -151,22 +193,27 @@ class Bombing:
             version=1,
             query_id=uuid.uuid4().hex,
             tenant=plan.tenant,
-            sql=bomb(self._rng, shard_relation(attachment.shard_id)),
+            sql=sql,
             tokens=(token,),
             expires_at_ms=int(time.time() * 1000) + 60_000,
             timeout_ms=3_000,
             max_result_rows=100_000,
         )
+        began = time.monotonic()
         try:
             with flight.connect(executor.address) as client:
                 signed = flight.Ticket(sign(encode(ticket), self._key))
                 for _ in client.do_get(signed, flight.FlightCallOptions(timeout=10)):
                     pass
-            self._seen.outcomes["answered"] += 1
+            outcome = "answered"
         except (flight.FlightError, OSError, ValueError, KeyError) as error:
-            self._seen.outcomes[kind_of(error)] += 1
-        if has_ended(executor.pid):
+            outcome = kind_of(error)
+        self._seen.outcomes[outcome] += 1
+        ended, was_stopped = time.monotonic(), has_ended(executor.pid)
+        self._seen.bombs.append((began, ended, f"{outcome}: {sql[:90]}"))
+        if was_stopped:
             self._wait_back()
+            self._seen.bombs.append((ended, time.monotonic(), "the executor starts again"))
 
     def _wait_back(self) -> None:
         """It was stopped: until its tenant's queries are answered again."""
@@ -240,6 +287,7 @@ def declare(cluster: LocalAccelCluster, tenant: str, directory: Path, quota: Quo
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bombs", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=0.0, help="no bomb later; 0: all of them")
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -269,27 +317,41 @@ def main() -> None:
                 )
             )
 
-        dashboards(2.0).wait()
-        alone = dashboards(NEIGHBOUR_SECONDS / 2).wait()
-        beside: list[RunningLoad] = [dashboards(NEIGHBOUR_SECONDS)]
-        seen = Bombing(cluster, token, options.seed).run(options.bombs)
-        told = beside[0].wait()
+        roots = (os.getpid(),)
 
+        def names() -> dict[int, str]:
+            return {e.pid: f"{e.tenant}'s executor" for e in cluster.view.records(Executor)}
+
+        dashboards(2.0).wait()
+        with RunDelay(lambda: roots, names) as before:
+            alone = dashboards(ALONE_SECONDS).wait()
+        with RunDelay(lambda: roots, names) as meanwhile:
+            beside = Neighbour(dashboards)
+            struck = Bombing(cluster, token, options.seed).run(options.bombs, options.seconds)
+            told, at = beside.end()
+
+    print(f"# alone: {before.waits().text(6)}")
+    print(f"# meanwhile: {meanwhile.waits().text(6)}")
+    for sent, answered in sorted(at, key=lambda pair: pair[0] - pair[1])[:SLOWEST]:
+        print(f"# a query of the neighbour took {1000 * (answered - sent):.0f} ms, meanwhile:")
+        for began, ended, what in struck.bombs:
+            if began < answered and ended > sent:
+                print(f"#   {1000 * (began - sent):+.0f} to {1000 * (ended - sent):+.0f} ms {what}")
     budget = BUDGET.memory_bytes_per_host
-    taken = (seen.peak_bytes + shard_bytes) / budget
+    taken = (struck.peak_bytes + shard_bytes) / budget
     ratio = told.percentile(0.99) / max(alone.percentile(0.99), 0.001)
-    slowest = max(seen.back_ms, default=0.0)
-    print(f"{options.bombs} bombs: {dict(seen.outcomes)}; the executor was stopped {seen.stops} x")
+    slowest = max(struck.back_ms, default=0.0)
+    dropped = sum(struck.outcomes.values())
+    print(f"{dropped} bombs: {dict(struck.outcomes)}; the executor was stopped {struck.stops} x")
     lines = (
         (taken <= 1.10, (f"executor and shard files took at most {taken:.2f} of the budget "
-         f"({seen.peak_bytes / MIB:.0f} + {shard_bytes / MIB:.0f} of {budget / MIB:.0f} MiB; "
-         f"{seen.peak_private_bytes / MIB:.0f} MiB private) (<= 1.10)")),
+         f"({struck.peak_bytes / MIB:.0f} + {shard_bytes / MIB:.0f} of {budget / MIB:.0f} MiB; "
+         f"{struck.peak_private_bytes / MIB:.0f} MiB private) (<= 1.10)")),
         (ratio <= 2.0, (f"the neighbour's p99 was {ratio:.2f} x alone "
          f"({told.percentile(0.99):.1f} ms, {alone.percentile(0.99):.1f} ms alone) (<= 2)")),
         (not told.failures, f"the neighbour's failed queries: {told.failures or 'none'}"),
         (slowest <= 500, (f"stopped, it answered again within {slowest:.0f} ms at worst, "
-         f"{sorted(seen.back_ms)[len(seen.back_ms) // 2] if seen.back_ms else 0:.0f} ms at the "
-         "median (<= 500)")),
+         f"{percentile(struck.back_ms, 0.5):.0f} ms at the median (<= 500)")),
     )  # fmt: skip
     for holds, line in lines:
         print(f"{'held' if holds else 'NOT HELD'}: {line}")

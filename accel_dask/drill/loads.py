@@ -67,6 +67,8 @@ class Load:
 class Seen:
     """What the clients of a load have seen."""
 
+    started: float = 0.0
+    """Monotonic seconds, which all processes of a machine share."""
     seconds: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     """Of the answers, in the order in which they came."""
@@ -160,6 +162,7 @@ class _Run:
         {Shape.OPEN: self._open, Shape.CLOSED: self._closed, Shape.FLOOD: self._flood}[
             self._load.shape
         ]()
+        self._seen.started = self._started
         self._seen.seconds = time.monotonic() - self._started
         self._seen.failures = dict(self._failures)
         return self._seen
