@@ -29,6 +29,8 @@ class Quota:
     queue_length: int = 64
     """Queries that may wait for a place in one gateway."""
     queue_wait_ms: int = 2_000
+    logins_per_second: int = 20
+    """Logins of its users at one gateway, after twice as many at once; others wait."""
     deadline_ms: int = 10_000
     """Total time of a query: queue, plan, run and stream."""
     max_cpu_ms: int = 15_000

@@ -9,7 +9,7 @@ from pyarrow import flight
 
 from accel_dask.errors import AccelError
 from accel_dask.flight_errors import to_flight
-from flightsql_gateway.auth import Admission, Authenticator
+from flightsql_gateway.auth import Admission, Authenticator, Identity
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +49,18 @@ class SessionMiddleware(flight.ServerMiddleware):  # type: ignore[misc]
 class SessionMiddlewareFactory(flight.ServerMiddlewareFactory):  # type: ignore[misc]
     """Lets nobody in who is not known."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(
+        self, authenticator: Authenticator, logged_in: Callable[[Identity], None] = lambda _: None
+    ) -> None:
+        """`logged_in`: told of each handshake; what it raises refuses it."""
         self._authenticator = authenticator
+        self._logged_in = logged_in
 
     def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> SessionMiddleware:
         try:
             admission = self._authenticator.authenticate(_first(headers, "authorization"))
+            if info.method == flight.FlightMethod.HANDSHAKE:
+                self._logged_in(admission.identity)
             return SessionMiddleware(admission, headers)
         except AccelError as error:
             log.info("refused a call of %s: %s", info.method, error)

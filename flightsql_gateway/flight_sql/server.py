@@ -19,9 +19,10 @@ from pyarrow import flight
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, InvalidQuery, ResourceExhausted, UnsupportedQuery
 from accel_dask.flight_errors import to_flight
+from accel_dask.model.tenant import Quota
 from accel_dask.query_planner.plan import FragmentKind
 from flightsql_gateway.answer import Answer
-from flightsql_gateway.auth import Authenticator, purpose_key
+from flightsql_gateway.auth import Authenticator, Identity, purpose_key
 from flightsql_gateway.flight_sql import (
     get_catalogs,
     get_db_schemas,
@@ -41,6 +42,7 @@ from flightsql_gateway.flight_sql import (
 )
 from flightsql_gateway.flight_sql.handles import redeem
 from flightsql_gateway.flight_sql.request import Request
+from flightsql_gateway.logins import Logins
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
 from flightsql_gateway.request_limits import read_limits
@@ -145,12 +147,17 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         self._service = service
         self._routing = routing
         self._receipts = receipts
+        self._logins = Logins()
         certificates = [(address.certificate, address.private_key)] if address.certificate else None
         super().__init__(
             address.location,
             auth_handler=handshake.NoHandshake(),
             tls_certificates=certificates,
-            middleware={handshake.MIDDLEWARE: handshake.SessionMiddlewareFactory(authenticator)},
+            middleware={
+                handshake.MIDDLEWARE: handshake.SessionMiddlewareFactory(
+                    authenticator, self._logged_in
+                )
+            },
         )
 
     # Flight's calls
@@ -210,6 +217,10 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
         self._guard(context, lambda _: _refuse("DoExchange is not served here"))
 
     # What they do
+
+    def _logged_in(self, identity: Identity) -> None:
+        quota = self._routing.current().quotas.get(identity.tenant, Quota())
+        self._logins.admit(identity.tenant, quota)
 
     def _flight_info(
         self, descriptor: flight.FlightDescriptor, request: Request

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +16,7 @@ from gateway_world import World
 from pyarrow import flight
 
 from accel_dask.model.ids import TenantId
-from accel_dask.model.tenant import User, hash_token
+from accel_dask.model.tenant import Quota, Tenant, User, hash_token
 from accel_dask.store.records import delete_record, put_record
 from flightsql_gateway.flight_sql import (
     get_catalogs,
@@ -91,6 +93,23 @@ def test_a_revoked_users_session_ends(world: World) -> None:
     with pytest.raises(flight.FlightUnauthenticatedError):
         client.do_get(ticket("select 1"), options).read_all()
     client.close()
+
+
+def test_a_tenant_that_connects_anew_all_the_time_waits_and_nobody_else(world: World) -> None:
+    acme = Tenant(tenant=TenantId("acme"), quota=Quota(logins_per_second=2))
+    put_record(world.store, acme)
+    world.wait_applied()
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as pool:  # five at once, then two a second
+        logins = [pool.submit(world.client, "acme", "secret-of-acme") for _ in range(8)]
+        rival, _ = world.client("rival", "secret-of-rival")
+        assert time.monotonic() - started < 1.0
+        for login in logins:
+            client, options = login.result()
+            assert client.do_get(ticket("select 1"), options).read_all().num_rows == 1
+            client.close()
+    assert time.monotonic() - started > 1.0
+    rival.close()
 
 
 def test_another_tenants_dataset_reads_like_none(world: World) -> None:
