@@ -174,7 +174,7 @@ HANDLERS: list[tuple[Any, str, Any]] = [
     (get_tables, "schema", "tables_schema"),
     (prepared_statement, "_one_row", "bind"),
     (updates, "refuse_update", "update"),
-    (own_actions, "_read", "action"),
+    (own_actions, "read_body", "action"),
 ]
 
 
