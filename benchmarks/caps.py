@@ -64,6 +64,7 @@ class Bench:
                 self.deadline(where, sql)
                 self.cpu_time(where, sql)
                 self.freed(where, sql)
+                self.freed(where, sql, by_deadline=True)
             self.overtaken()
         finally:
             self.site.close()
@@ -113,19 +114,26 @@ class Bench:
         client.close()
         return figures
 
-    def freed(self, where: str, sql: str) -> None:
-        """From a client's going away to the last use of CPU."""
+    def freed(self, where: str, sql: str, *, by_deadline: bool = False) -> None:
+        """From a query's end, because its client goes away or its deadline passes, to the last
+        use of CPU."""
         client = flight.FlightClient(self.site.url)
         header = client.authenticate_basic_token("ann", TOKEN)
+        if by_deadline:
+            limit = (b"x-accel-deadline-ms", str(DEADLINE_MS).encode())
+            options = flight.FlightCallOptions(headers=[header, limit])
+        else:
+            options = flight.FlightCallOptions(headers=[header], timeout=DEADLINE_MS / 1000)
         after = []
         for n in range(self.repeat):
-            command = messages.new("CommandStatementQuery", query=sql.format(n=n + 1000))
-            impatient = flight.FlightCallOptions(headers=[header], timeout=0.15)
+            number = n + (2000 if by_deadline else 1000)
+            command = messages.new("CommandStatementQuery", query=sql.format(n=number))
             with contextlib.suppress(_BROKEN):
-                client.do_get(flight.Ticket(messages.wrap(command)), impatient).read_all()
+                client.do_get(flight.Ticket(messages.wrap(command)), options).read_all()
             gone = time.perf_counter()
             after.append((self._idle_at(gone) - gone) * 1000)
-        self.line(f"CPU free after its client has gone, {where}", after, 100)
+        why = "its deadline has passed" if by_deadline else "its client has gone"
+        self.line(f"CPU free after {why}, {where}", after, 100)
         client.close()
 
     def _idle_at(self, since: float) -> float:
