@@ -54,6 +54,7 @@ class DType:
 
 BOOL: Final = DType(Kind.BOOL, "BOOLEAN")
 INT: Final = DType(Kind.INT, "BIGINT")
+HUGE: Final = DType(Kind.INT, "HUGEINT")
 FLOAT: Final = DType(Kind.FLOAT, "DOUBLE")
 STRING: Final = DType(Kind.STRING, "TEXT")
 DATE: Final = DType(Kind.DATE, "DATE")

@@ -143,12 +143,10 @@ class Aggregation(Expr):
 class Frame:
     """Which rows around the current one a window takes in; None: without end."""
 
-    preceding: int | None = None
+    preceding: int | Expr | None = None
     following: int | None = 0
     is_range: bool = False
-    """True: microseconds of the order's key instead of rows."""
-    excludes_start: bool = False
-    """True: a row exactly `preceding` away is outside, as in pandas' time windows."""
+    """True: distances of the order's only key, a number, instead of rows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +161,9 @@ class Window(Expr):
 
     @property
     def args(self) -> tuple[Expr, ...]:
-        return (*self.call.args, *self.partition, *(key.expr for key in self.order))
+        start = self.frame.preceding if self.frame is not None else None
+        others = (start,) if isinstance(start, Expr) else ()
+        return (*self.call.args, *self.partition, *(key.expr for key in self.order), *others)
 
     @property
     def size(self) -> int:

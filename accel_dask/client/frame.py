@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -11,6 +11,14 @@ from accel_dask.client.aggregates import count_rows, function_name
 from accel_dask.client.dtypes import Kind
 from accel_dask.client.expressions import Expr, Key, Literal, Window, call, literal
 from accel_dask.client.lazy import Lazy
+from accel_dask.client.moving import (
+    Moving,
+    MovingFrame,
+    Reach,
+    expanding_reach,
+    rolling_reach,
+    time_column,
+)
 from accel_dask.client.nodes import Aggregate, Node, aggregate_columns
 from accel_dask.client.series import Series
 from accel_dask.client.unsupported import no_inplace, refuse, rewrite
@@ -405,6 +413,31 @@ class DataFrame(Lazy):
             self._session, self._ready("groupby"), keys_of(self, by), sort=sort, dropna=dropna,
             as_index=as_index,
         )  # fmt: skip
+
+    def rolling(self, window: Any, min_periods: int | None = None, center: bool = False,
+                on: Hashable = None, closed: str | None = None) -> MovingFrame:  # fmt: skip
+        """A window of the last `window` rows, or of a time like `7D` by the column `on`; select
+        columns of it: `df.rolling("7D", on="ts")["x"].mean()`."""
+        reach = rolling_reach(window, min_periods, center=center, closed=closed)
+        return self._moving(reach, self._view.get(on) if on is not None else None)
+
+    def expanding(self, min_periods: int = 1) -> MovingFrame:
+        """A window of all rows up to each."""
+        return self._moving(expanding_reach(min_periods), None)
+
+    def _moving(self, reach: Reach, on: Item | None) -> MovingFrame:
+        view = self._ready("a window")
+        time = time_column(reach, on, view.index)
+
+        def moving_of(item: Item) -> Moving:
+            shown = Series(self._session, view.with_columns((item,)))
+            when = time.expr if time is not None else None
+            return Moving(Over(view.rows), item.expr, when, reach, shown._with)
+
+        def made(items: Sequence[Item]) -> DataFrame:
+            return self._like(view.with_columns(items))
+
+        return MovingFrame(view.columns, moving_of, made, on.label if on is not None else None)
 
     def resample(self, rule: Any, *, on: Hashable = None) -> DataFrameGroupBy:
         """Grouped by bins of time, empty ones included."""

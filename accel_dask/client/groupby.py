@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from accel_dask.client import dtypes, frequencies
+from accel_dask.client import dtypes, frequencies, moving
 from accel_dask.client.aggregates import aggregate, count_rows, function_name, result_type
 from accel_dask.client.expressions import Expr, Key, call, literal
 from accel_dask.client.frequencies import Frequency
+from accel_dask.client.moving import Moving, MovingFrame, Reach, expanding_reach, rolling_reach
 from accel_dask.client.nodes import Aggregate, Filter, Node, aggregate_columns
 from accel_dask.client.unsupported import refuse
 from accel_dask.client.view import Finish, Item, View, key_expr, meeting, not_aligned
@@ -133,6 +134,9 @@ class Groups:
 
     filter = get_group = pipe = apply
 
+    def _over_rows(self) -> Over:
+        return Over(self._rows, self._partition(), keeps_missing=not self._dropna)
+
     def _partition(self) -> tuple[Expr, ...]:
         return tuple(item.expr for item in self._keys.items)
 
@@ -209,13 +213,15 @@ class SeriesGroupBy(WindowMethods, Groups):
 
     def __init__(
         self, session: Session, rows: Node, keys: GroupKeys, item: Item, *, sort: bool = True,
-        dropna: bool = True, as_index: bool = True,
+        dropna: bool = True, as_index: bool = True, index: tuple[Item, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__(session, rows, keys, sort=sort, dropna=dropna, as_index=as_index)
         self._item = item
+        self._index = index
+        """Of the rows that are grouped."""
 
     def _over(self, what: str) -> tuple[Over, Expr]:
-        return Over(self._rows, self._partition()), self._item.expr
+        return self._over_rows(), self._item.expr
 
     def _windowed(self, expr: Expr) -> Series:
         from accel_dask.client.series import Series
@@ -250,7 +256,7 @@ class SeriesGroupBy(WindowMethods, Groups):
     def transform(self, func: Any) -> Series:
         """The aggregate of its group in every row."""
         name = function_name(func)
-        over = Over(self._rows, self._partition())
+        over = self._over_rows()
         return self._windowed(over.grouped(over.of(aggregate(name, self._item.expr, self._rows))))
 
     def size(self) -> Any:
@@ -344,10 +350,19 @@ class SeriesGroupBy(WindowMethods, Groups):
         inner = SeriesGroupBy(self._session, self._rows, keys, self._item, dropna=dropna)
         return inner.size()
 
-    def rolling(self, *_: object, **__: object) -> NoReturn:
-        raise refuse("rolling of groups", "filter one group and use rolling on it")
+    def rolling(self, window: Any, min_periods: int | None = None, center: bool = False,
+                closed: str | None = None) -> Moving:  # fmt: skip
+        """A window of the last rows, or of a time by the index, within each group."""
+        return self._moving(rolling_reach(window, min_periods, center=center, closed=closed))
 
-    expanding = rolling
+    def expanding(self, min_periods: int = 1) -> Moving:
+        """A window of all rows of its group up to each."""
+        return self._moving(expanding_reach(min_periods))
+
+    def _moving(self, reach: Reach) -> Moving:
+        found = moving.of_groups(self, [self._item], self._index, reach, None)[self._item.label]
+        assert isinstance(found, Moving)
+        return found
 
 
 class DataFrameGroupBy(Groups):
@@ -369,7 +384,7 @@ class DataFrameGroupBy(Groups):
             )  # fmt: skip
         return SeriesGroupBy(
             self._session, self._rows, self._keys, self._view.get(key), sort=self._sort,
-            dropna=self._dropna, as_index=self._as_index,
+            dropna=self._dropna, as_index=self._as_index, index=self._view.index,
         )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
@@ -444,6 +459,58 @@ class DataFrameGroupBy(Groups):
 
         columns = [Item(one.label, self[one.label].transform(func)._expr) for one in self._values()]
         return DataFrame(self._session, View(self._rows, tuple(columns)))
+
+    def shift(self, periods: int = 1, fill_value: Any = None) -> DataFrame:
+        """The values `periods` rows before in the same group."""
+        return self._each(lambda column: column.shift(periods, fill_value))
+
+    def diff(self, periods: int = 1) -> DataFrame:
+        """The differences to the values `periods` rows before in the same group."""
+        return self._each(lambda column: column.diff(periods))
+
+    def pct_change(self, periods: int = 1) -> DataFrame:
+        """The relative changes from the values `periods` rows before in the same group."""
+        return self._each(lambda column: column.pct_change(periods))
+
+    def cumsum(self) -> DataFrame:
+        """The sums up to each row of its group."""
+        return self._each(lambda column: column.cumsum())
+
+    def cummax(self) -> DataFrame:
+        """The greatest values up to each row of its group."""
+        return self._each(lambda column: column.cummax())
+
+    def cummin(self) -> DataFrame:
+        """The least values up to each row of its group."""
+        return self._each(lambda column: column.cummin())
+
+    def cumprod(self) -> DataFrame:
+        """The products up to each row of its group."""
+        return self._each(lambda column: column.cumprod())
+
+    def rank(
+        self, method: str = "average", *, ascending: bool = True, pct: bool = False
+    ) -> DataFrame:
+        """The ranks of values within their group."""
+        return self._each(lambda column: column.rank(method, ascending=ascending, pct=pct))
+
+    def _each(self, change: Callable[[SeriesGroupBy], Series]) -> DataFrame:
+        from accel_dask.client.frame import DataFrame
+
+        items = [Item(one.label, change(self[one.label])._expr) for one in self._values()]
+        return DataFrame(self._session, View(self._rows, tuple(items)))
+
+    def rolling(self, window: Any, min_periods: int | None = None, center: bool = False,
+                on: Hashable = None, closed: str | None = None) -> MovingFrame:  # fmt: skip
+        """A window of the last rows of each group, or of a time like `7D` by the column `on`."""
+        reach = rolling_reach(window, min_periods, center=center, closed=closed)
+        item = self._view.get(on) if on is not None else None
+        return moving.of_groups(self, self._values(), self._view.index, reach, item)
+
+    def expanding(self, min_periods: int = 1) -> MovingFrame:
+        """A window of all rows of its group up to each."""
+        reach = expanding_reach(min_periods)
+        return moving.of_groups(self, self._values(), self._view.index, reach, None)
 
     def size(self) -> Any:
         """Rows of each group."""
@@ -524,13 +591,13 @@ def _size(groups: Groups, label: Hashable) -> Any:
 def _cumcount(groups: Groups, *, ascending: bool) -> Series:
     from accel_dask.client.series import Series
 
-    over = Over(groups._rows, groups._partition())
+    over = groups._over_rows()
     expr = over.count_before(ascending=ascending)
     return Series._of(groups._session, groups._rows, None, expr)
 
 
 def _first_of_groups(groups: Groups, n: int) -> Node:
-    over = Over(groups._rows, groups._partition())
+    over = groups._over_rows()
     before = over.count_before()
     rows: Node = Filter(groups._rows, call("lt", dtypes.BOOL, before, literal(n)))
     for expr in groups._partition() if groups._dropna else ():

@@ -153,11 +153,28 @@ class Values:
                 this=call,
                 partition_by=[self.cleaned(one) for one in expr.partition],
                 order=order.copy() if order is not None else None,
-                spec=_spec(expr.frame),
+                spec=self._spec(expr.frame),
                 over="OVER",
             )
 
         return lower_aggregation(self, expr.call, over)
+
+    def _spec(self, frame: Frame | None) -> exp.WindowSpec | None:
+        if frame is None:
+            return None
+        start, start_side = self._bound(frame.preceding, "PRECEDING")
+        end, end_side = self._bound(frame.following, "FOLLOWING")
+        kind = "RANGE" if frame.is_range else "ROWS"
+        return exp.WindowSpec(
+            kind=kind, start=start, start_side=start_side, end=end, end_side=end_side
+        )
+
+    def _bound(self, distance: int | Expr | None, side: str) -> tuple[Any, str | None]:
+        if distance is None:
+            return "UNBOUNDED", side
+        if isinstance(distance, Expr):
+            return sql.paren(self.of(distance)), side
+        return ("CURRENT ROW", None) if distance == 0 else (sql.number(distance), side)
 
     def _in_rows(self, expr: InRows, wanted: bool) -> exp.Expr:
         found: exp.Expr = exp.In(
@@ -175,24 +192,6 @@ class Values:
 
 def _may_miss(expr: Expr) -> bool:
     return expr.may_null or expr.may_nan
-
-
-def _spec(frame: Frame | None) -> exp.WindowSpec | None:
-    if frame is None:
-        return None
-    start, start_side = _bound(frame.preceding, "PRECEDING", is_range=frame.is_range)
-    end, end_side = _bound(frame.following, "FOLLOWING", is_range=frame.is_range)
-    kind = "RANGE" if frame.is_range else "ROWS"
-    return exp.WindowSpec(kind=kind, start=start, start_side=start_side, end=end, end_side=end_side)
-
-
-def _bound(distance: int | None, side: str, *, is_range: bool) -> tuple[Any, str | None]:
-    if distance is None:
-        return "UNBOUNDED", side
-    if distance == 0:
-        return "CURRENT ROW", None
-    number = sql.number(distance)
-    return (sql.func("to_microseconds", number) if is_range else number), side
 
 
 # Tests: true, false, and never missing to pandas.

@@ -11,10 +11,17 @@ from accel_dask.client.aggregates import aggregate, count_rows, function_name
 from accel_dask.client.dtypes import Kind
 from accel_dask.client.expressions import Expr, InRows, Key, Literal, call, literal
 from accel_dask.client.lazy import Lazy
+from accel_dask.client.moving import (
+    Moving,
+    Reach,
+    expanding_reach,
+    rolling_reach,
+    time_column,
+)
 from accel_dask.client.nodes import Aggregate, Node, aggregate_columns
 from accel_dask.client.unsupported import no_inplace, refuse, rewrite
 from accel_dask.client.view import Item, View, key_expr, meeting, not_aligned, walk_columns
-from accel_dask.client.windows import Expanding, Rolling, WindowMethods
+from accel_dask.client.windows import WindowMethods
 from accel_dask.errors import UnsupportedOperation
 
 if TYPE_CHECKING:
@@ -31,6 +38,8 @@ class Series(WindowMethods, Lazy):
     """One column over some rows. Arithmetic with other columns of the same rows, or values."""
 
     _is_series = True
+    _beside: Series | None = None
+    """Of a window within groups: the same as a column of the rows that were grouped."""
     __hash__ = None  # type: ignore[assignment]
 
     @classmethod
@@ -356,12 +365,21 @@ class Series(WindowMethods, Lazy):
         view = self._view.with_columns((Item(label, self._expr),))
         return DataFrame(self._session, view)
 
-    def reset_index(self, *, drop: bool = False, name: Hashable = None) -> Any:
-        """The index as columns."""
+    def reset_index(self, level: Any = None, *, drop: bool = False, name: Hashable = None) -> Any:
+        """The index as columns. Of windows within groups, `reset_index(level=0, drop=True)` gives
+        the column that stands beside those it was made of."""
+        if level is not None:
+            if drop and self._beside is not None:
+                return self._beside
+            raise refuse("reset_index(level=...)", "use reset_index(), then drop columns")
         if drop:
             return self._like(replace(self._view, index=()))
         label = name if name is not None else self.name if self.name is not None else 0
         return self.to_frame(label).reset_index()
+
+    def droplevel(self, level: Any = 0) -> Series:
+        """As `reset_index(level=level, drop=True)`."""
+        return self.reset_index(level, drop=True)  # type: ignore[no-any-return]
 
     def copy(self, deep: bool = True) -> Series:
         """Itself: it is immutable."""
@@ -552,6 +570,24 @@ class Series(WindowMethods, Lazy):
 
         return mode(self)
 
+    def idxmax(self) -> Any:
+        """The label of the index (such as the group) with the greatest value: runs a query."""
+        from accel_dask.client.summaries import label_of_extreme
+
+        return label_of_extreme(self, "idxmax", ascending=False)
+
+    def idxmin(self) -> Any:
+        """The label of the index (such as the group) with the least value: runs a query."""
+        from accel_dask.client.summaries import label_of_extreme
+
+        return label_of_extreme(self, "idxmin", ascending=True)
+
+    def unstack(self, level: Any = -1, fill_value: Any = None) -> DataFrame:
+        """The labels of one level of the index as columns."""
+        from accel_dask.client.summaries import unstacked
+
+        return unstacked(self, level, fill_value)
+
     def value_counts(
         self, *, normalize: bool = False, sort: bool = True, ascending: bool = False,
         dropna: bool = True,
@@ -582,13 +618,19 @@ class Series(WindowMethods, Lazy):
             sort=sort, dropna=dropna,
         )  # fmt: skip
 
-    def rolling(self, window: Any, min_periods: int | None = None, center: bool = False) -> Rolling:
-        """A window of the last `window` rows."""
-        return Rolling(self, window, min_periods, center=center)
+    def rolling(self, window: Any, min_periods: int | None = None, center: bool = False,
+                closed: Word | None = None) -> Moving:  # fmt: skip
+        """A window of the last `window` rows; or, with times as the index, of a time like `7D`."""
+        return self._moving(rolling_reach(window, min_periods, center=center, closed=closed))
 
-    def expanding(self, min_periods: int = 1) -> Expanding:
+    def expanding(self, min_periods: int = 1) -> Moving:
         """A window of all rows up to each."""
-        return Expanding(self, min_periods)
+        return self._moving(expanding_reach(min_periods))
+
+    def _moving(self, reach: Reach) -> Moving:
+        over, expr = self._over("a window")
+        time = time_column(reach, None, self._view.index)
+        return Moving(over, expr, time.expr if time is not None else None, reach, self._windowed)
 
     @property
     def plot(self) -> Any:

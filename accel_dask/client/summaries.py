@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from accel_dask.client import dtypes, finishing
 from accel_dask.client.aggregates import aggregate, count_rows, result_type
 from accel_dask.client.expressions import Aggregation, Expr, Key, call
-from accel_dask.client.nodes import Aggregate, Node, aggregate_columns
+from accel_dask.client.nodes import Aggregate, Node, aggregate_columns, order_of
 from accel_dask.client.unsupported import refuse
 from accel_dask.client.view import Finish, Item, View, key_expr
 from accel_dask.client.windows import Over
@@ -137,3 +138,32 @@ def mode(series: Series) -> Series:
 def _numbers(view: View, *, without_bool: bool = False) -> list[Item]:
     kinds = dtypes.NUMBERS - ({dtypes.Kind.BOOL} if without_bool else set())
     return [item for item in view.columns if item.expr.dtype.kind in kinds]
+
+
+def label_of_extreme(series: Series, what: str, *, ascending: bool) -> Any:
+    """The label of the row with the greatest or least value, of equal ones the first."""
+    view = series._ready(what)
+    if len(view.index) != 1:
+        raise refuse(f"{what} of rows without labels", "use sort_values(...).head(1)")
+    keys = [Key(series._expr, ascending), *order_of(view.rows), Key(view.index[0].expr)]
+    found = view.filtered(call("notna", dtypes.BOOL, series._expr)).sorted(keys).limited(1)
+    labels = series._like(found).compute().index
+    if not len(labels):
+        raise ValueError(f"{what} of no values")
+    return labels[0]
+
+
+def unstacked(series: Series, level: Any, fill_value: Any) -> DataFrame:
+    """The fetched groups with one of their keys as columns."""
+    from accel_dask.client.frame import DataFrame
+
+    view = series._ready("unstack")
+    if len(view.index) < 2:
+        raise refuse("unstack of fewer than two keys", "group by several keys first")
+
+    def unstack(found: Any) -> Any:
+        return found.iloc[:, 0].unstack(level, fill_value=fill_value)
+
+    made = DataFrame(series._session, replace(view, finish=Finish("unstack", unstack)))
+    made._max_rows = series._max_rows
+    return made

@@ -1,7 +1,7 @@
-"""Functions of neighbouring rows: shift, cumulatives, ranks, rolling and expanding windows.
+"""Functions of neighbouring rows: shift, cumulatives, ranks, and what moving windows are made of.
 
-`over` makes the expressions, for whole columns and within groups; the classes are pandas' ways
-to ask for them.
+`Over` makes the expressions, for whole columns and within groups; `WindowMethods` are pandas' ways
+to ask for them, those of moving windows are in `moving`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,17 @@ from accel_dask.client.view import required_order
 
 S = TypeVar("S", bound="WindowMethods")
 
+_PLACES: Final = 1 << 32
+"""More rows than any instant has."""
 _RANK_METHODS: Final = frozenset(["average", "min", "max", "first", "dense"])
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """An order of rows, and which of them around each one a window takes in."""
+
+    order: tuple[Key, ...]
+    frame: Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class Over:
 
     rows: Node
     partition: tuple[Expr, ...] = ()
+    keeps_missing: bool = False
+    """Whether rows whose group is missing are a group, too."""
 
     def window(
         self,
@@ -64,7 +76,7 @@ class Over:
 
     def grouped(self, expr: Expr) -> Expr:
         """Missing in rows whose group is missing, as pandas has it."""
-        if not self.partition:
+        if not self.partition or self.keeps_missing:
             return expr
         tests = [call("notna", dtypes.BOOL, one) for one in self.partition]
         test = tests[0] if len(tests) == 1 else call("and", dtypes.BOOL, *tests)
@@ -127,18 +139,34 @@ class Over:
             found = call("cast", dtypes.FLOAT, found)
         return self.grouped(_where_present(expr, found))
 
-    def moving(self, func: str, expr: Expr, frame: Frame, min_periods: int, **options: Any) -> Expr:
-        """The aggregate `func` of the rows of `frame`, where at least so many have a value."""
-        keys = self.order("a rolling or expanding window")
-        found = self.of(aggregate(func, expr, self.rows, **options), keys, frame)
+    def moving(self, func: str, expr: Expr, at: Extent, min_periods: int, **options: Any) -> Expr:
+        """The aggregate `func` of the rows of `at`, where at least so many have a value."""
+        found = self.of(aggregate(func, expr, self.rows, **options), at.order, at.frame)
         if found.dtype.kind is not Kind.FLOAT:
             found = call("cast", dtypes.FLOAT, found)
         if min_periods < 1:
             return self.grouped(found)
-        present = self.window("count", dtypes.INT, expr, order=keys, frame=frame)
+        present = self.window("count", dtypes.INT, expr, order=at.order, frame=at.frame)
         enough = call("ge", dtypes.BOOL, present, literal(min_periods))
         chosen = call("case", found.dtype, enough, found, Literal(dtypes.NULL, None))
         return self.grouped(chosen)
+
+    def back_in_time(self, time: Expr, microseconds: int) -> Extent:
+        """The rows of so long a time up to each: those before it, and of those of the same
+        instant the ones that stand before it in the order of rows.
+
+        Instant and place are one number, so that no two rows are peers of each other, which a
+        RANGE would take in or leave out together.
+        """
+        alike = Over(self.rows, (*self.partition, time))
+        number = alike.window("row_number", dtypes.INT, order=self.order("rolling over time"))
+        place = call("cast", dtypes.HUGE, operations.arithmetic("sub", number, literal(1)))
+        instant = call("cast", dtypes.HUGE, operations.microseconds(time))
+        shifted = call("mul", dtypes.HUGE, instant, literal(_PLACES))
+        # A row exactly so long ago is outside, as in pandas.
+        reach = call("add", dtypes.HUGE, literal((microseconds - 1) * _PLACES), place)
+        key = Key(call("add", dtypes.HUGE, shifted, place))
+        return Extent((key,), Frame(reach, 0, is_range=True))
 
 
 def _plain(found: Expr, expr: Expr) -> Expr:
@@ -215,89 +243,3 @@ class WindowMethods:
         """The rank of each value; missing values have none."""
         over, expr = self._over("rank")
         return self._windowed(over.rank(expr, method, ascending=ascending, pct=pct))
-
-
-class Moving:
-    """Aggregates of a window that moves along the rows."""
-
-    def __init__(self, series: Any, frame: Frame, min_periods: int | None, default: int) -> None:
-        self._series = series
-        self._frame = frame
-        self._min_periods = default if min_periods is None else min_periods
-
-    def _moved(self, func: str, min_periods: int | None = None, **options: Any) -> Any:
-        over, expr = self._series._over("a window")
-        least = self._min_periods if min_periods is None else min_periods
-        return self._series._windowed(over.moving(func, expr, self._frame, least, **options))
-
-    def sum(self) -> Any:
-        """The sum."""
-        return self._moved("sum")
-
-    def mean(self) -> Any:
-        """The mean."""
-        return self._moved("mean", max(self._min_periods, 1))
-
-    def min(self) -> Any:
-        """The least value."""
-        return self._moved("min", max(self._min_periods, 1))
-
-    def max(self) -> Any:
-        """The greatest value."""
-        return self._moved("max", max(self._min_periods, 1))
-
-    def count(self) -> Any:
-        """How many values are there."""
-        over, expr = self._series._over("a window")
-        least = self._min_periods
-        counted = over.moving("count", expr, self._frame, 0)
-        if least < 2:
-            return self._series._windowed(counted)
-        # Of a count it is rows, not values, that must be enough.
-        rows = over.window("size", dtypes.INT, order=over.order("count"), frame=self._frame)
-        enough = call("ge", dtypes.BOOL, rows, literal(least))
-        missing = Literal(dtypes.NULL, None)
-        return self._series._windowed(call("case", counted.dtype, enough, counted, missing))
-
-    def std(self, ddof: int = 1) -> Any:
-        """The standard deviation."""
-        return self._moved("std", max(self._min_periods, 1), ddof=ddof)
-
-    def var(self, ddof: int = 1) -> Any:
-        """The variance."""
-        return self._moved("var", max(self._min_periods, 1), ddof=ddof)
-
-    def median(self) -> Any:
-        """The median."""
-        return self._moved("median", max(self._min_periods, 1))
-
-    def quantile(self, q: float) -> Any:
-        """The quantile `q`."""
-        return self._moved("quantile", max(self._min_periods, 1), q=q)
-
-    def apply(self, *_: object, **__: object) -> Any:
-        raise refuse("rolling.apply", "use sum, mean, min, max, count, std, var or median")
-
-
-class Rolling(Moving):
-    """The last rows up to each."""
-
-    def __init__(
-        self, series: Any, window: Any, min_periods: int | None, *, center: bool = False
-    ) -> None:
-        if not isinstance(window, int):
-            raise refuse(
-                f"rolling({window!r}) over time",
-                "resample to a fixed frequency, then use rolling(n) on the rows",
-            )
-        if window < 1:
-            raise refuse(f"rolling({window})", "use a window of at least 1 row")
-        after = (window - 1) // 2 if center else 0
-        super().__init__(series, Frame(window - 1 - after, after), min_periods, window)
-
-
-class Expanding(Moving):
-    """All rows up to each."""
-
-    def __init__(self, series: Any, min_periods: int = 1) -> None:
-        super().__init__(series, Frame(None, 0), min_periods, 1)

@@ -146,7 +146,14 @@ def test_what_is_not_served_says_what_to_write(world: tuple[Session, LocalTransp
         (lambda: df.carrier.str.contains("(?=a)"), "simpler"),
         (lambda: df.groupby("carrier").sum(), "numeric_only"),
         (lambda: df.merge(df, how="cross"), "inner"),
-        (lambda: df.rolling(3), "rolling"),
+        (lambda: df.rolling("7D")["delay"], "set_index"),
+        (lambda: df.rolling("7D", on="carrier")["delay"], "set_index"),
+        (lambda: df.rolling("ME", on="flight_date"), "fixed length"),
+        (lambda: df.rolling("7D", on="flight_date", center=True), "ends with each row"),
+        (lambda: df.rolling(3, closed="left"), "inclusive"),
+        (lambda: df.distance.rolling(3).apply(len), "sum, mean"),
+        (lambda: df.distance.idxmax(), "head"),
+        (lambda: df.groupby("carrier").distance.sum().unstack(), "several keys"),
     ):
         with pytest.raises((UnsupportedOperation, AttributeError), match=advice):
             operation()
@@ -256,3 +263,15 @@ def test_a_column_that_may_be_missing_from_now_on_is_another_column() -> None:
     assert _is_compatible((always,), (always,))
     assert _is_compatible((maybe,), (always,)), "a frame that expects them is right without"
     assert not _is_compatible((always,), (maybe,))
+
+
+def test_windows_over_time_need_an_order_of_rows_of_one_instant(
+    world: tuple[Session, LocalTransport],
+) -> None:
+    df = world[0].table("flights")
+    with pytest.raises(OrderRequired, match="over time"):
+        df.rolling("2D", on="flight_date")["delay"].sum()
+    ordered = world[0].table("sorted")
+    assert "RANGE BETWEEN" in ordered.rolling("2D", on="flight_date")["delay"].sum().sql
+    found = ordered.rolling("2D", on="flight_date")["distance"].sum().compute()
+    assert found.tolist() == [100.0, 300.0, 500.0, 700.0]
