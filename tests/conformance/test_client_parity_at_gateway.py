@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from client_probes import PROBES, expected, table, verdict
+from client_world import as_loaded
 from gateway_world import World
 
 import accel_dask.client.pandas as apd
@@ -20,7 +21,7 @@ def test_every_probe_gives_what_pandas_gives_through_a_gateway() -> None:
     try:
         world.start()
         token = world.tenant("acme")
-        rows = table()
+        rows = as_loaded(table())
         shards = [rows.slice(0, 20), rows.slice(20, 25), rows.slice(45)]
         world.serve("acme", {"t": (1, shards)})
         source = SourceSpec(connector="parquet")
