@@ -15,12 +15,13 @@ from dataclasses import fields as dataclass_fields
 from accel_dask.connectors.olap.settings import engine_settings
 from accel_dask.errors import CommitConflict, ConfigError, LoadError
 from accel_dask.model import row_filter
-from accel_dask.model.cluster import ClusterView
+from accel_dask.model.cluster import ClusterView, Record
+from accel_dask.model.commit import Commit, Put, Requirement, Unchanged, UnchangedUnder
 from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup, dataset_path
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.fallback import FallbackSpec
 from accel_dask.model.guarantees import quota_commit
-from accel_dask.model.ids import DatasetId, Revision, TenantId
+from accel_dask.model.ids import DatasetId, Path, Revision, TenantId
 from accel_dask.model.rollup import check_rollups
 from accel_dask.model.tenant import (
     MAX_CPU_WEIGHT,
@@ -38,6 +39,8 @@ from accel_dask.store.records import commit_records, delete_record, put_record, 
 
 _COMMIT_SECONDS = 30.0
 _MAY_BE_ZERO = frozenset({"cpu_guarantee_percent", "cpu_limit_percent"})
+_Decided = tuple[Record, tuple[Requirement, ...]]
+"""A record to write, and what it rests on."""
 _NAME_HINT = "use letters, digits and underscores, beginning with a letter"
 
 
@@ -91,6 +94,25 @@ def change_quota(store: StateStore, tenant: str, **changes: int) -> Quota:
     return _commit_quota(store, TenantId(tenant), changed)
 
 
+def _change(store: StateStore, because: str, decide: Callable[[ClusterView], _Decided]) -> Revision:
+    """Write what `decide` makes of the records, if what it rests on still holds; else it decides
+    again. What others do at the same time is never undone."""
+    until = time.monotonic() + _COMMIT_SECONDS
+    while True:
+        record, requirements = decide(read_view(store))
+        commit = Commit(requirements=requirements, changes=(Put(record),), because=because)
+        try:
+            return commit_records(store, commit, idempotent=True)
+        except CommitConflict:
+            if time.monotonic() > until:
+                raise
+
+
+def _same(view: ClusterView, path: Path) -> Unchanged:
+    found = view.get(path)
+    return Unchanged(path, Revision(0) if found is None else found.mod_revision)
+
+
 def _commit_quota(
     store: StateStore, tenant: TenantId, quota_of: Callable[[ClusterView], Quota]
 ) -> Quota:
@@ -133,14 +155,18 @@ def create_user(store: StateStore, name: str, tenant: str, token: str | None = N
     Raises:
         ConfigError: there is no such tenant, or the name is another tenant's user.
     """
-    view = read_view(store)
-    if view.tenant(TenantId(tenant)) is None:
-        raise ConfigError(f"there is no tenant {tenant}; create it first")
-    known = next((user for user in view.records(User) if user.name == name), None)
-    if known is not None and known.tenant != tenant:
-        raise ConfigError(f"user {name} belongs to another tenant; choose another name")
     token = token or secrets.token_urlsafe(24)
-    put_record(store, User(name=name, tenant=TenantId(tenant), token_sha256=hash_token(token)))
+    made = User(name=name, tenant=TenantId(tenant), token_sha256=hash_token(token))
+
+    def decide(view: ClusterView) -> _Decided:
+        if view.tenant(made.tenant) is None:
+            raise ConfigError(f"there is no tenant {tenant}; create it first")
+        known = next((user for user in view.records(User) if user.name == name), None)
+        if known is not None and known.tenant != tenant:
+            raise ConfigError(f"user {name} belongs to another tenant; choose another name")
+        return made, (_same(view, tenant_path(made.tenant)), _same(view, made.path))
+
+    _change(store, f"user {name} of tenant {tenant}", decide)
     return token
 
 
@@ -150,8 +176,28 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
     Raises:
         ConfigError: its tenant does not exist, or a field cannot be used.
     """
+    _declare(store, dataset.dataset_id, lambda _: dataset)
+
+
+def _declare(
+    store: StateStore, name: DatasetId, decide: Callable[[Dataset | None], Dataset]
+) -> Dataset:
+    """Write what `decide` makes of the declaration of `name` as it is, once it was checked."""
+    made: list[Dataset] = []
+
+    def checked(view: ClusterView) -> _Decided:
+        made[:] = [decide(view.dataset(name))]
+        _check_dataset(view, made[0])
+        others = UnchangedUnder((Dataset.KIND, name.tenant), view.revision)
+        paths = (tenant_path(name.tenant), dataset_path(name))
+        return made[0], (*(_same(view, path) for path in paths), others)
+
+    _change(store, f"dataset {name} is declared", checked)
+    return made[0]
+
+
+def _check_dataset(view: ClusterView, dataset: Dataset) -> None:
     _check_name("dataset", dataset.name)
-    view = read_view(store)
     if view.tenant(dataset.tenant) is None:
         raise ConfigError(f"there is no tenant {dataset.tenant}; create it first")
     for field, value in (
@@ -181,7 +227,6 @@ def create_dataset(store: StateStore, dataset: Dataset) -> None:
                 f"dataset {dataset.dataset_id}: there is {other.dataset_id} already, and SQL does "
                 "not tell them apart; choose another name"
             )
-    put_record(store, dataset)
 
 
 def _check_fallback(dataset: Dataset) -> None:
@@ -200,12 +245,13 @@ def change_fallback(store: StateStore, dataset: DatasetId, spec: FallbackSpec | 
     Raises:
         ConfigError: there is no such dataset, or the fallback is declared wrongly.
     """
-    declared = read_view(store).dataset(dataset)
-    if declared is None:
-        raise ConfigError(f"there is no dataset {dataset}")
-    changed = replace(declared, fallback=spec)
-    create_dataset(store, changed)
-    return changed
+
+    def changed(declared: Dataset | None) -> Dataset:
+        if declared is None:
+            raise ConfigError(f"there is no dataset {dataset}")
+        return replace(declared, fallback=spec)
+
+    return _declare(store, dataset, changed)
 
 
 def change_rollups(
@@ -217,20 +263,21 @@ def change_rollups(
     Raises:
         ConfigError: there is no such dataset or rollup, or one cannot be used.
     """
-    found = read_view(store).dataset(dataset)
-    if found is None:
-        raise ConfigError(f"there is no dataset {dataset}; create it first")
-    known = {rollup.name.lower(): rollup for rollup in found.rollups}
-    for name in drop:
-        if known.pop(name.lower(), None) is None:
-            raise ConfigError(
-                f"dataset {dataset} has no rollup {name!r} (it has: "
-                f"{', '.join(rollup.name for rollup in found.rollups) or 'none'})"
-            )
-    known |= {rollup.name.lower(): rollup for rollup in add}
-    changed = replace(found, rollups=tuple(known.values()))
-    create_dataset(store, changed)
-    return changed
+
+    def changed(found: Dataset | None) -> Dataset:
+        if found is None:
+            raise ConfigError(f"there is no dataset {dataset}; create it first")
+        known = {rollup.name.lower(): rollup for rollup in found.rollups}
+        for name in drop:
+            if known.pop(name.lower(), None) is None:
+                raise ConfigError(
+                    f"dataset {dataset} has no rollup {name!r} (it has: "
+                    f"{', '.join(rollup.name for rollup in found.rollups) or 'none'})"
+                )
+        known |= {rollup.name.lower(): rollup for rollup in add}
+        return replace(found, rollups=tuple(known.values()))
+
+    return _declare(store, dataset, changed)
 
 
 def delete_dataset(store: StateStore, dataset: DatasetId) -> None:
@@ -261,6 +308,10 @@ def holdings(store: StateStore, tenant: str) -> Holdings:
     view = read_view(store)
     if view.tenant(TenantId(tenant)) is None:
         raise ConfigError(f"there is no tenant {tenant}")
+    return _holdings(view, tenant)
+
+
+def _holdings(view: ClusterView, tenant: str) -> Holdings:
     return Holdings(
         users=tuple(sorted(user.name for user in view.records(User) if user.tenant == tenant)),
         datasets=tuple(sorted(d.dataset_id for d in view.records(Dataset) if d.tenant == tenant)),
@@ -275,12 +326,18 @@ def delete_tenant(store: StateStore, tenant: str) -> Holdings:
         ConfigError: there is no such tenant.
     """
     found = holdings(store, tenant)
-    for user in found.users:
-        delete_record(store, user_path(user))
-    for dataset in found.datasets:
-        delete_record(store, dataset_path(dataset))
+    _delete_all(store, found)
     delete_record(store, tenant_path(TenantId(tenant)))
+    # What was added meanwhile must not be a later tenant's of that name. From here on nothing is.
+    _delete_all(store, _holdings(read_view(store), tenant))
     return found
+
+
+def _delete_all(store: StateStore, held: Holdings) -> None:
+    for user in held.users:
+        delete_record(store, user_path(user))
+    for dataset in held.datasets:
+        delete_record(store, dataset_path(dataset))
 
 
 def rotate_token(store: StateStore, name: str, token: str | None = None) -> str:
@@ -290,11 +347,15 @@ def rotate_token(store: StateStore, name: str, token: str | None = None) -> str:
     Raises:
         ConfigError: there is no such user.
     """
-    user = next((user for user in read_view(store).records(User) if user.name == name), None)
-    if user is None:
-        raise ConfigError(f"there is no user {name}")
     token = token or secrets.token_urlsafe(24)
-    put_record(store, replace(user, token_sha256=hash_token(token)))
+
+    def decide(view: ClusterView) -> _Decided:
+        user = next((user for user in view.records(User) if user.name == name), None)
+        if user is None:
+            raise ConfigError(f"there is no user {name}")
+        return replace(user, token_sha256=hash_token(token)), (_same(view, user.path),)
+
+    _change(store, f"user {name} has another token", decide)
     return token
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +24,11 @@ from accel_dask.errors import ConfigError, StoreUnavailable, WaitTimedOut
 from accel_dask.flight_client import FlightSession
 from accel_dask.model.dataset import ColdPolicy, Dataset
 from accel_dask.model.ids import TenantId
-from accel_dask.model.tenant import Quota, User, hash_token
+from accel_dask.model.tenant import Quota, User, hash_token, user_path
 from accel_dask.store.memory import MemoryStore
 from accel_dask.store.mirror import Mirror
-from accel_dask.store.records import read_view
+from accel_dask.store.records import delete_record, read_view
+from accel_dask.store.transactions import Transaction
 from accel_dask.worker_plugin.process_record import start_ticks
 
 
@@ -110,6 +112,62 @@ def test_a_rotated_token_replaces_the_old_one(store: MemoryStore) -> None:
     assert (user.tenant, user.token_sha256) == ("acme", hash_token(new))
     with pytest.raises(ConfigError, match="there is no user nobody"):
         admin.rotate_token(store, "nobody")
+
+
+class Meddled(MemoryStore):
+    """Somebody else does something right before the next commit."""
+
+    meddle: Callable[[], object] | None = None
+
+    def commit(self, transaction: Transaction) -> int:
+        meddle, self.meddle = self.meddle, None
+        if meddle is not None:
+            meddle()
+        return super().commit(transaction)
+
+
+@pytest.fixture
+def meddled() -> Iterator[Meddled]:
+    with Meddled() as opened:
+        admin.create_tenant(opened, "acme")
+        admin.create_user(opened, "ann", "acme")
+        admin.create_dataset(opened, make_dataset(name="flights"))
+        yield opened
+
+
+def test_a_user_who_is_deleted_meanwhile_gets_no_new_token(meddled: Meddled) -> None:
+    meddled.meddle = lambda: delete_record(meddled, user_path("ann"))
+    with pytest.raises(ConfigError, match="there is no user ann"):
+        admin.rotate_token(meddled, "ann")
+    assert not list(read_view(meddled).records(User))
+
+
+def test_a_tenant_that_is_deleted_meanwhile_gets_no_users_and_no_datasets(
+    meddled: Meddled,
+) -> None:
+    meddled.meddle = lambda: admin.delete_tenant(meddled, "acme")
+    with pytest.raises(ConfigError, match="there is no tenant acme"):
+        admin.create_user(meddled, "bob", "acme")
+    admin.create_tenant(meddled, "acme")
+    meddled.meddle = lambda: admin.create_user(meddled, "cid", "acme")
+    admin.delete_tenant(meddled, "acme")
+    view = read_view(meddled)
+    assert not [*view.records(User), *view.records(Dataset)]
+
+
+def test_a_row_filter_that_is_set_meanwhile_is_not_undone(meddled: Meddled) -> None:
+    stricter = make_dataset(name="flights", row_filter="carrier = 'AA'")
+    meddled.meddle = lambda: admin.create_dataset(meddled, stricter)
+    admin.change_fallback(meddled, stricter.dataset_id, None)
+    found = read_view(meddled).dataset(stricter.dataset_id)
+    assert found is not None
+    assert found.row_filter == "carrier = 'AA'"
+
+
+def test_names_that_sql_does_not_tell_apart_are_refused_also_at_once(meddled: Meddled) -> None:
+    meddled.meddle = lambda: admin.create_dataset(meddled, make_dataset(name="Hops"))
+    with pytest.raises(ConfigError, match=r"there is acme\.Hops already"):
+        admin.create_dataset(meddled, make_dataset(name="hops"))
 
 
 @pytest.mark.parametrize(
