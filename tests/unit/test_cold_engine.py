@@ -100,6 +100,12 @@ def attacks(lake: Path) -> dict[str, str]:
         "the same by a URL": f"SELECT * FROM 'file://{held}'",
         "the same in a join": f"SELECT * FROM (SELECT 1) JOIN '{held}' ON true",
         "the same behind a comma": f"SELECT * FROM (SELECT 1), '{held}'",
+        "the same behind a comment": f"SELECT * FROM /* x */ '{held}'",
+        "the same behind a line's comment": f"SELECT * FROM --\n '{held}'",
+        "the same behind a comment in two ways": f"SELECT $$'$$ FROM /* ' */ '{held}'",
+        "the same as a table": f"TABLE '{held}'",
+        "its columns": f"DESCRIBE '{held}'",
+        "its values": f'SUMMARIZE "{held}"',
         "the same as a pattern": f"SELECT * FROM '{lake}/w[1].parquet'",
         "a pattern over it": f"SELECT * FROM '{lake}/*.parquet'",
         "a file of nobody": f"SELECT * FROM '{lake.parent}/other.parquet'",
@@ -199,6 +205,31 @@ def test_a_file_of_which_only_the_content_is_damaged_is_an_error(
     os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
     with pytest.raises(ColdReadFailed):
         count(engine, tasks[0])
+
+
+def test_a_page_that_is_damaged_is_no_fault_of_the_query(
+    engine: ColdEngine, tasks: tuple[LoadTask, ...]
+) -> None:
+    assert count(engine, tasks[0]) == ROWS // 2
+    file = file_of(tasks[0])
+    found = file.stat()
+    with file.open("r+b") as opened:
+        opened.seek(4)  # behind the magic number is the first page's header
+        opened.write(b"\x0f" * 40)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    with pytest.raises(ColdReadFailed):
+        ask_engine(engine, f"SELECT sum(id) FROM {table_of(tasks[0])}", tasks[0])
+
+
+@pytest.mark.parametrize(
+    "select", ["CAST('x.parquet' AS INTEGER)", "parquet", "strptime('parquet', '%Y')", "parquet("]
+)
+def test_a_mistake_that_mentions_parquet_is_a_mistake_and_no_fault_of_a_file(
+    engine: ColdEngine, tasks: tuple[LoadTask, ...], select: str
+) -> None:
+    """The other would be asked of other executors, and of the engine behind."""
+    with pytest.raises(InvalidQuery):
+        ask_engine(engine, f"SELECT {select} FROM {table_of(tasks[0])}", tasks[0])
 
 
 def test_a_needed_shard_that_cannot_be_read_keeps_the_executor_from_starting(

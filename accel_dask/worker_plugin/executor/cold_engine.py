@@ -48,8 +48,11 @@ _LOCK_POLL_SECONDS: Final = 0.02
 _REHEARSAL_SECONDS: Final = 10.0
 """For reading footers before READY; an executor that is not READY in 30 s is given up."""
 _MAY_BE_FILE: Final = re.compile(
-    r"""(?:\bFROM|\bJOIN|,|\()\s*(?:'((?:[^']|'')*)'|"((?:[^"]|"")*)")""", re.IGNORECASE
+    r"""(?:\b(?:FROM|JOIN|TABLE|DESC|DESCRIBE|SHOW|SUMMARIZE|PIVOT|UNPIVOT)|,|\()\s*"""
+    r"""(?:'((?:[^']|'')*)'|"((?:[^"]|"")*)")""",
+    re.IGNORECASE,
 )
+"""Where a file's name may stand. There are no comments in what `check_select` lets through."""
 _FILE_SCHEME: Final = re.compile(r"^file:(//(localhost)?)?(?=/)")
 
 
@@ -119,8 +122,8 @@ class ColdEngine(Engine):
             self._check(task)
 
     def translate(self, error: BaseException) -> AccelError:
-        kind, text = kind_of(error)
-        if kind in {"io", "serialization"} or "parquet" in text.lower():
+        if self._is_of_file(error):
+            text = kind_of(error)[1]
             log.error("a file of tenant %s cannot be read: %s", self.spec.tenant, error)
             return ColdReadFailed(
                 f"a file of the snapshot could not be read for tenant {self.spec.tenant}: "
@@ -134,6 +137,15 @@ class ColdEngine(Engine):
                 "hold more shards in memory, or ask for a larger cold_memory_bytes"
             )
         return translated
+
+    def _is_of_file(self, error: BaseException) -> bool:
+        """Whether it was a file that could not be read, and not the query that is wrong."""
+        kind, text = kind_of(error)
+        if kind == "":  # the Parquet reader's own, of bytes that are not what it expects
+            return isinstance(error, duckdb.Error | OSError) and "bad_alloc" not in text
+        if kind == "invalid input":  # of a query too, which may quote anything
+            return "Parquet" in text or any(path in text for path in self._paths)
+        return kind in {"io", "serialization"}
 
     def _tasks_of(self, ticket: Ticket) -> Iterator[LoadTask]:
         for token in ticket.tokens:
