@@ -1,201 +1,162 @@
 """Executors asked for the answer to one query. The first that gives its first batch is taken.
 
-Each is asked on a thread of its own, so that an executor that hangs holds up neither the query,
+One thread waits for all of them at once, so an executor that hangs holds up neither the query,
 which is asked of another one meanwhile, nor its deadline.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
+import select
 import time
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Final
 
 import pyarrow as pa
-from pyarrow import flight
 
-from accel_dask.codec import encode
-from accel_dask.errors import ExecutorUnavailable
-from accel_dask.flight_errors import from_flight
-from accel_dask.flight_trailers import Trailers
+from accel_dask.errors import AccelError, ExecutorUnavailable
 from accel_dask.model.routing import ExecutorRoute
-from accel_dask.model.ticket import Cancellation, sign, signature_of
 from accel_dask.query_planner.plan import QueryPlan
-from flightsql_gateway.call_threads import CallThreads
-from flightsql_gateway.executor_client import CALL_ERRORS, ExecutorClients
-from flightsql_gateway.streams import Stream, StreamWatch, next_batch
+from accel_dask.ticket_stream import FrameKind, read_batch, read_error, read_schema
+from flightsql_gateway.executor_client import ExecutorClients
+from flightsql_gateway.streams import Stream, StreamWatch, measured_in
+from flightsql_gateway.ticket_client import TicketCall
 
 log = logging.getLogger(__name__)
-
-_SPARE_SECONDS: Final = 0.25
-"""Beyond the deadline: the executor, which says why, comes first."""
-_CANCEL_SECONDS: Final = 1.0
-_CANCEL_ACTION: Final = "cancel"
-_CANCEL_PAUSE_SECONDS: Final = 0.02
-_MAX_CANCEL_PAUSE_SECONDS: Final = 0.5
 
 
 class Attempt:
     """One executor, asked once. Made by `Race`."""
 
-    def __init__(
-        self, race: Race, plan: QueryPlan, route: ExecutorRoute, ticket: bytes, deadline: float
-    ) -> None:
+    def __init__(self, plan: QueryPlan, route: ExecutorRoute) -> None:
         self.plan: Final = plan
         self.route: Final = route
         self.heard_at = time.monotonic()
         """When the executor was last heard of."""
         self.is_asking = False
         """Whether it is there."""
-        self.failure: BaseException | None = None
-        self._race = race
-        self._ticket = ticket
-        self._deadline = deadline
-        self._lock = threading.Lock()
-        self._is_given_up = False
-        self._has_ended = threading.Event()
-        self._reader: flight.FlightStreamReader | None = None
+        self.failure: AccelError | None = None
+        self.is_lost = False
+        """Whether the executor ended, or broke off, while it had the ticket."""
+        self.call: TicketCall | None = None
+        """None: it could not be asked."""
+        self.has_first = False
+        self._schema: pa.Schema | None = None
         self._first: pa.RecordBatch | None = None
-        self._trailers = Trailers()
-        self.client: Final = race.clients.client(route.address)
+        self._measured: str | None = None
 
-    def run(self) -> None:
-        """Ask, and wait for the first batch."""
+    @property
+    def has_ended(self) -> bool:
+        return self.has_first or self.failure is not None
+
+    def advance(self) -> None:
+        """Take what is here of the answer, up to its first batch and an end right behind it."""
+        assert self.call is not None
         try:
-            self._ask()
-        except CALL_ERRORS as error:
-            self.failure = error
-        except BaseException as error:
-            self.failure = error
-            raise
-        finally:
-            with self._lock:
-                self._has_ended.set()
-                is_wanted = self.failure is None and not self._is_given_up
-            if not is_wanted:
-                self._race.clients.ended(self.route.address)
-            self._race.events.put(self)
-
-    def _ask(self) -> None:
-        clients = self._race.clients
-        clients.began(self.route.address)
-        timeout = max(self._deadline - time.monotonic(), 0.0) + _SPARE_SECONDS
-        with clients.reading() as self._trailers:
-            reader = self.client.do_get(
-                flight.Ticket(self._ticket), flight.FlightCallOptions(timeout=timeout)
+            while self._measured is None and (found := self.call.poll()) is not None:
+                if found.kind is FrameKind.SCHEMA:
+                    self._schema = read_schema(found.payload)
+                elif found.kind is FrameKind.ERROR:
+                    self.failure = read_error(found.payload)
+                    return
+                elif self._schema is None:
+                    raise ExecutorUnavailable("the answer began in its middle")
+                elif found.kind is FrameKind.BATCH:
+                    self._first = read_batch(found.payload, self._schema)
+                    self.has_first = True
+                    return
+                else:
+                    self._measured = measured_in(found.payload)
+                    self.has_first = True
+        except (AccelError, pa.ArrowException, OSError, ValueError) as error:
+            self.is_lost = True
+            self.failure = (
+                error
+                if isinstance(error, ExecutorUnavailable)
+                else ExecutorUnavailable(f"the executor's answer cannot be read: {error}")
             )
-        with self._lock:
-            self._reader = reader
-            if self._is_given_up:
-                reader.cancel()
-        self._first = next_batch(reader)
 
-    def stream(self) -> Stream:
+    def stream(self, watch: StreamWatch, clients: ExecutorClients) -> Stream:
         """Of an attempt that has ended well."""
-        assert self._reader is not None
-        clients, address = self._race.clients, self.route.address
+        assert self.call is not None
+        address = self.route.address
         return Stream(
             self.plan,
             self.route,
-            self._reader,
+            self.call,
+            self._schema,
             self._first,
-            self._trailers,
-            self._race.watch,
+            self._measured,
+            watch,
             lambda: clients.ended(address),
         )
 
-    def give_up(self) -> None:
-        """Nobody wants its answer any more. Does not block."""
-        with self._lock:
-            if self._is_given_up:
-                return
-            self._is_given_up = True
-            reader, has_ended = self._reader, self._has_ended.is_set()
-        if reader is not None:
-            reader.cancel()
-            if has_ended and self.failure is None:
-                self._race.clients.ended(self.route.address)
-        elif not has_ended:
-            try:
-                self._race.threads.submit(self._send_cancellation)
-            except ExecutorUnavailable as error:
-                log.warning("query %s is not cancelled: %s", self._race.query_id, error)
-
-    def _send_cancellation(self) -> None:
-        """Stop a query whose first batch is still being computed: there is no stream to cancel
-        yet."""
-        order = Cancellation(
-            tenant=self.plan.tenant,
-            query_id=self._race.query_id,
-            signature=signature_of(self._ticket),
-        )
-        action = flight.Action(_CANCEL_ACTION, sign(encode(order), self._race.key))
-        pause = _CANCEL_PAUSE_SECONDS
-        until = self._deadline + _SPARE_SECONDS
-        while True:
-            try:
-                list(
-                    self.client.do_action(action, flight.FlightCallOptions(timeout=_CANCEL_SECONDS))
-                )
-            except CALL_ERRORS as error:
-                log.info(
-                    "query %s could not be cancelled: %s", self._race.query_id, from_flight(error)
-                )
-            # The query itself may not have reached the executor yet: once may not be enough.
-            if self._has_ended.wait(pause) or time.monotonic() > until:
-                return
-            pause = min(2 * pause, _MAX_CANCEL_PAUSE_SECONDS)
+    def close(self) -> None:
+        """Nobody wants its answer any more."""
+        if self.call is not None:
+            self.call.close()
 
 
 class Race:
     """The attempts of one query. Used by one thread; `wake` by any."""
 
-    def __init__(
-        self,
-        query_id: str,
-        key: bytes,
-        clients: ExecutorClients,
-        threads: CallThreads,
-        watch: StreamWatch,
-    ) -> None:
-        """`key` signs cancellations."""
+    def __init__(self, query_id: str, clients: ExecutorClients, watch: StreamWatch) -> None:
         self.query_id: Final = query_id
-        self.key: Final = key
-        self.clients: Final = clients
-        self.threads: Final = threads
-        self.watch: Final = watch
-        self.events: Final[SimpleQueue[Attempt | None]] = SimpleQueue()
         self.open: Final[list[Attempt]] = []
         """Attempts that have not ended."""
         self.asked = 0
+        self._clients = clients
+        self._watch = watch
+        self._failed: list[Attempt] = []
+        """They could not be asked."""
+        self._is_woken = False
 
-    def ask(self, plan: QueryPlan, route: ExecutorRoute, ticket: bytes, deadline: float) -> None:
-        """Ask one more executor.
-
-        Raises:
-            ExecutorUnavailable: too many calls hang already.
-        """
-        attempt = Attempt(self, plan, route, ticket, deadline)
-        self.threads.submit(attempt.run)
-        self.open.append(attempt)
+    def ask(self, plan: QueryPlan, route: ExecutorRoute, ticket: bytes) -> None:
+        """Ask one more executor."""
+        attempt = Attempt(plan, route)
         self.asked += 1
+        try:
+            attempt.call = self._clients.connections.send(route, ticket)
+        except ExecutorUnavailable as error:
+            attempt.failure = error
+            self._failed.append(attempt)
+            return
+        self._clients.began(route.address)
+        self.open.append(attempt)
 
     def next_ended(self, timeout_seconds: float) -> Attempt | None:
         """The next attempt that ended, well or not; None: none did in time, or `wake`."""
-        try:
-            attempt = self.events.get(timeout=timeout_seconds)
-        except Empty:
+        if self._failed:
+            return self._failed.pop()
+        if self._is_woken:
             return None
-        if attempt is not None and attempt in self.open:
-            self.open.remove(attempt)
-            return attempt
+        waited = select.poll()
+        by_descriptor = {}
+        for attempt in self.open:
+            assert attempt.call is not None
+            by_descriptor[attempt.call.fileno()] = attempt
+            waited.register(attempt.call, select.POLLIN)
+        for descriptor, _ in waited.poll(timeout_seconds * 1000):
+            attempt = by_descriptor[descriptor]
+            attempt.heard_at = time.monotonic()
+            attempt.advance()
+            if attempt.has_ended:
+                self.open.remove(attempt)
+                if attempt.failure is not None:
+                    self._end(attempt)
+                return attempt
         return None
 
+    def taken(self, attempt: Attempt) -> Stream:
+        """The stream of an attempt that has ended well."""
+        return attempt.stream(self._watch, self._clients)
+
     def wake(self) -> None:
-        """Have `next_ended` return."""
-        self.events.put(None)
+        """The query is over: have `next_ended` return."""
+        self._is_woken = True
+        for attempt in tuple(self.open):
+            if attempt.call is not None:
+                attempt.call.cancel()
 
     def ask_for_life(self, patience_seconds: float) -> None:
         """Ask executors that have not been heard of for so long whether they are there."""
@@ -203,14 +164,17 @@ class Race:
         for attempt in self.open:
             if not attempt.is_asking and now - attempt.heard_at > patience_seconds:
                 attempt.is_asking = True
-                self.threads.submit(partial(self._ask_for_life, attempt))
+                try:
+                    self._watch.threads.submit(partial(self._ask_for_life, attempt))
+                except ExecutorUnavailable as error:
+                    attempt.is_asking = False
+                    log.warning("query %s: %s", self.query_id, error)
 
     def _ask_for_life(self, attempt: Attempt) -> None:
         asked_at = time.monotonic()
-        if self.clients.is_answering(attempt.route.address):
+        if self._clients.is_answering(attempt.route.address):
             attempt.heard_at = max(attempt.heard_at, asked_at)
         attempt.is_asking = False
-        self.wake()
 
     def silent(self, seconds: float) -> list[Attempt]:
         """Attempts whose executor has been asked in vain, and not heard of for so long."""
@@ -218,14 +182,18 @@ class Race:
         return [
             attempt
             for attempt in self.open
-            if now - attempt.heard_at > seconds and self.clients.was_silent(attempt.route.address)
+            if now - attempt.heard_at > seconds and self._clients.was_silent(attempt.route.address)
         ]
 
     def give_up(self, attempt: Attempt) -> None:
         self.open.remove(attempt)
-        attempt.give_up()
+        self._end(attempt)
 
     def end(self) -> None:
         """Give up all attempts that have not ended."""
         for attempt in tuple(self.open):
             self.give_up(attempt)
+
+    def _end(self, attempt: Attempt) -> None:
+        attempt.close()
+        self._clients.ended(attempt.route.address)

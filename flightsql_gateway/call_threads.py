@@ -1,4 +1,4 @@
-"""Threads for calls to executors, so that whoever waits for one can stop waiting."""
+"""Threads for pings of executors, so that nobody waits for one that hangs."""
 
 from __future__ import annotations
 

@@ -17,13 +17,11 @@ from accel_dask.errors import (
     AccelError,
     AuthError,
     ColdReadFailed,
-    DeadlineExceeded,
     ExecutorUnavailable,
     NotResident,
     ResourceExhausted,
     StaleEpoch,
 )
-from accel_dask.flight_errors import from_flight
 from accel_dask.model.routing import ExecutorRoute, RoutingTable
 from accel_dask.query_planner.plan import QueryPlan
 from flightsql_gateway.attempts import Attempt, Race
@@ -96,7 +94,7 @@ class Execution:
             key=self._routing.ticket_key(),
             is_blind=self._is_blind(),
         )
-        run = _Run(context, self._clients, self._threads, self._watch, order, call)
+        run = _Run(context, self._clients, self._watch, order, call)
         give_up_at = min(time.monotonic() + RETRY_SECONDS, call.deadline)
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -119,7 +117,6 @@ class _Run:
         self,
         context: TicketContext,
         clients: ExecutorClients,
-        threads: CallThreads,
         watch: StreamWatch,
         order: Order,
         call: Call,
@@ -130,7 +127,7 @@ class _Run:
         self._order = order
         self._call = call
         self._context = context
-        self._race = Race(order.query_id, context.key, clients, threads, watch)
+        self._race = Race(order.query_id, clients, watch)
         self._avoid: frozenset[str] = frozenset()
 
     def attempt(self, table: RoutingTable) -> Stream:
@@ -189,7 +186,7 @@ class _Run:
                 raise _unavailable(attempt.route)
 
     def _taken(self, ended: Attempt) -> Stream:
-        stream = ended.stream()
+        stream = self._race.taken(ended)
         stream.retries = self._race.asked - 1
         self._call.on_end(stream.cancel)
         return stream
@@ -225,7 +222,7 @@ class _Run:
         plan, route = candidate
         call = self._call
         ticket = ticket_of(plan, plan.fragments[0], self._context, call.remaining())
-        self._race.ask(plan, route, ticket, call.deadline)
+        self._race.ask(plan, route, ticket)
 
     def _ask_next(self, others: Iterator[_Candidate]) -> bool:
         candidate = next(others, None) if self.lost < MAX_LOST else None
@@ -233,9 +230,8 @@ class _Run:
             self._ask(candidate)
         return candidate is not None
 
-    def _failed(self, attempt: Attempt, failure: BaseException) -> AccelError:
+    def _failed(self, attempt: Attempt, error: AccelError) -> AccelError:
         route = attempt.route
-        error = from_flight(failure)
         log.info(
             "query %s of tenant %s: executor %s/%d at %s: %s",
             self._order.query_id, route.tenant, route.worker, route.generation, route.address,
@@ -246,17 +242,11 @@ class _Run:
             log.warning("executor at %s refused our ticket: %s", route.address, error)
             return ExecutorUnavailable("the executor did not accept the ticket")
         if isinstance(error, ExecutorUnavailable):
-            self._clients.drop(route.address, attempt.client)
             self._avoid |= {route.address} if attempt.plan.fragments[0].inputs else set()
-            if "failed to connect" not in str(error) and "[EXECUTOR_UNAVAILABLE]" not in str(
-                failure
-            ):
-                self.lost += 1
+            self.lost += attempt.is_lost
+            if attempt.is_lost or attempt.call is None:
+                self._clients.drop(route)
             return _unavailable(route)
-        if isinstance(error, DeadlineExceeded) and "deadline passed" in str(error):
-            return DeadlineExceeded(
-                f"the executor of tenant {route.tenant} did not answer within the query's deadline"
-            )
         return error
 
 

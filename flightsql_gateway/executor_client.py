@@ -1,7 +1,7 @@
-"""Flight connections to executors: one shared client per address, and what is known of its health.
+"""Executors as a gateway knows them: connections for tickets, pings, and who is silent or busy.
 
-Never thread-local: Flight's handler threads are transient, and a client that dies with one takes
-the process along.
+A Flight client for pings is shared by all threads, never thread-local: Flight's handler threads
+are transient, and a client that dies with one takes the process along.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Final
 import pyarrow as pa
 from pyarrow import flight
 
-from accel_dask.flight_trailers import TrailerReader
+from accel_dask.model.routing import ExecutorRoute
+from flightsql_gateway.ticket_client import Connections
 
 log = logging.getLogger(__name__)
 
-CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ValueError, KeyError)
+_CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ValueError, KeyError)
 """What Flight calls raise. Arrow's own exceptions derive from built-in ones."""
 
 PING_SECONDS: Final = 0.5
@@ -43,44 +44,45 @@ class ExecutorClients:
         self._clients: dict[str, flight.FlightClient] = {}
         self._in_flight: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
-        self._trailer_reader = TrailerReader()
-        self.reading: Final = self._trailer_reader.reading
-        """The trailers of a call of one of the clients; see `TrailerReader`."""
+        self.connections: Final = Connections()
 
-    def client(self, address: str) -> flight.FlightClient:
+    def _client(self, address: str) -> flight.FlightClient:
         """The shared client of `address`; connects at its first call."""
         with self._lock:
             client = self._clients.get(address)
             if client is None:
                 while len(self._clients) >= _MAX_CLIENTS:  # executors that are long gone
                     self._clients.pop(next(iter(self._clients)))
-                client = flight.FlightClient(
-                    address, generic_options=_OPTIONS, middleware=[self._trailer_reader]
-                )
+                client = flight.FlightClient(address, generic_options=_OPTIONS)
                 self._clients[address] = client
             return client
 
-    def drop(self, address: str, client: flight.FlightClient) -> None:
-        """Forget a client whose executor does not answer; the next call connects afresh. Calls
-        that still use it keep it alive."""
+    def drop(self, route: ExecutorRoute) -> None:
+        """Forget the connections to an executor that does not answer."""
+        self.connections.forget(route)
+        with self._lock:
+            self._clients.pop(route.address, None)
+
+    def _drop(self, address: str, client: flight.FlightClient) -> None:
+        """The next ping connects afresh."""
         with self._lock:
             if self._clients.get(address) is client:
                 del self._clients[address]
 
     def is_answering(self, address: str) -> bool:
         """Ask the executor at `address` whether it is there. Blocks up to `PING_SECONDS`."""
-        client = self.client(address)
+        client = self._client(address)
         try:
             list(client.do_action(_PING, flight.FlightCallOptions(timeout=PING_SECONDS)))
         except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
             log.warning("the executor at %s left a ping unanswered: %s", address, error)
-            self.drop(address, client)
+            self._drop(address, client)
             with self._lock:
                 now = time.monotonic()
                 known = {a: until for a, until in self._silent_until.items() if until > now}
                 self._silent_until = {**known, address: now + _SILENT_SECONDS}
             return False
-        except CALL_ERRORS as error:  # a refusal is an answer too
+        except _CALL_ERRORS as error:  # a refusal is an answer too
             log.debug("ping of %s: %s", address, error)
         with self._lock:
             self._silent_until.pop(address, None)
@@ -110,5 +112,6 @@ class ExecutorClients:
     def close(self) -> None:
         with self._lock:
             clients, self._clients = list(self._clients.values()), {}
+        self.connections.close()
         for client in clients:
             client.close()

@@ -10,17 +10,16 @@ from functools import partial
 from typing import Final
 
 import pyarrow as pa
-from pyarrow import flight
 
 from accel_dask.codec import decode
 from accel_dask.errors import AccelError, ExecutorUnavailable, InvariantViolated
-from accel_dask.flight_errors import from_flight
-from accel_dask.flight_trailers import Trailers
-from accel_dask.model.measured import MEASURED_TRAILER, Measured
+from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import QueryPlan
+from accel_dask.ticket_stream import Frame, FrameKind, read_batch, read_error
 from flightsql_gateway.call_threads import CallThreads
-from flightsql_gateway.executor_client import CALL_ERRORS, ExecutorClients
+from flightsql_gateway.executor_client import ExecutorClients
+from flightsql_gateway.ticket_client import TicketCall
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +37,26 @@ class Stream:
         self,
         plan: QueryPlan,
         executor: ExecutorRoute,
-        reader: flight.FlightStreamReader,
+        call: TicketCall,
+        schema: pa.Schema,
         first: pa.RecordBatch | None,
-        trailers: Trailers,
+        measured: str | None,
         watch: StreamWatch,
         on_close: Callable[[], None],
     ) -> None:
+        """`measured`: what its executor has told of its cost, if that was all."""
         self.plan: Final = plan
         self.executor: Final = executor
-        self.schema: Final[pa.Schema] = reader.schema
+        self.schema: Final = schema
         self.retries = 0
         self.heard_at = 0.0
         """Monotonic seconds at which the executor was last heard of, while it is waited for."""
-        self._reader = reader
+        self._call = call
         self._first = first
-        self._trailers = trailers
+        self._measured = measured
         self._watch = watch
         self._is_lost = False
-        self._is_done = first is None
+        self._is_done = measured is not None
         self._on_close: Callable[[], None] | None = on_close
 
     def read(self) -> pa.RecordBatch | None:
@@ -69,31 +70,41 @@ class Stream:
             return first
         if self._is_done:
             return None
+        try:
+            found = self._call.poll() or self._waited()
+            if found.kind is FrameKind.BATCH:
+                return read_batch(found.payload, self.schema)
+            if found.kind is FrameKind.ERROR:
+                raise read_error(found.payload)
+            if found.kind is not FrameKind.END:
+                raise ExecutorUnavailable(f"{found.kind.name} came in the middle of the answer")
+        except (AccelError, pa.ArrowException) as error:
+            self._is_done = True
+            raise self._in_the_middle(error) from error
+        self._measured = measured_in(found.payload)
+        self._is_done = True
+        return None
+
+    def _waited(self) -> Frame:
         self.heard_at = time.monotonic()
         self._watch.waiting.add(self)
         try:
-            batch = next_batch(self._reader)
-        except CALL_ERRORS as error:
-            self._is_done = True
-            raise self._in_the_middle(from_flight(error)) from error
+            return self._call.read()
         finally:
             self._watch.waiting.discard(self)
-        self._is_done = batch is None
-        return batch
 
     @property
     def measured(self) -> Measured | None:
         """What the executor measured, once all has been read; None: it did not tell."""
-        told = self._trailers.get(MEASURED_TRAILER)
         try:
-            return decode(told.encode(), Measured) if told else None
+            return decode(self._measured.encode(), Measured) if self._measured else None
         except InvariantViolated as error:
             log.warning("%s told something unknown of its cost: %s", self.executor.address, error)
             return None
 
     def cancel(self) -> None:
         """End it from another thread; a blocked `read` fails."""
-        self._reader.cancel()
+        self._call.cancel()
 
     def lose(self) -> None:
         """As `cancel`: its executor answers nothing any more."""
@@ -105,18 +116,17 @@ class Stream:
         on_close, self._on_close = self._on_close, None
         if on_close is None:
             return
-        if not self._is_done:
-            self._reader.cancel()
+        self._call.close()
         on_close()
 
-    def _in_the_middle(self, error: AccelError) -> AccelError:
-        if self._is_lost or isinstance(error, ExecutorUnavailable):
-            happened = "stopped answering" if self._is_lost else "went away"
-            return ExecutorUnavailable(
-                f"the executor of tenant {self.plan.tenant} {happened} in the middle of the "
-                "answer; send the query again"
-            )
-        return error
+    def _in_the_middle(self, error: AccelError | pa.ArrowException) -> AccelError:
+        if isinstance(error, AccelError) and not isinstance(error, ExecutorUnavailable):
+            return error
+        happened = "stopped answering" if self._is_lost else "went away"
+        return ExecutorUnavailable(
+            f"the executor of tenant {self.plan.tenant} {happened} in the middle of the "
+            "answer; send the query again"
+        )
 
 
 class StreamWatch:
@@ -125,8 +135,9 @@ class StreamWatch:
     def __init__(self, clients: ExecutorClients, threads: CallThreads) -> None:
         self.waiting: Final[set[Stream]] = set()
         """Streams whose next batch somebody waits for."""
+        self.threads: Final = threads
+        """For asking."""
         self._clients = clients
-        self._threads = threads
         self._asking: set[str] = set()
         self._closing = threading.Event()
         threading.Thread(target=self._run, name="stream-watch", daemon=True).start()
@@ -151,7 +162,7 @@ class StreamWatch:
                 stream.lose()
             elif silent > PATIENCE_SECONDS and address not in self._asking:
                 self._asking.add(address)
-                self._threads.submit(partial(self._ask, address))
+                self.threads.submit(partial(self._ask, address))
 
     def _ask(self, address: str) -> None:
         asked_at = time.monotonic()
@@ -165,11 +176,6 @@ class StreamWatch:
             self._asking.discard(address)
 
 
-def next_batch(reader: flight.FlightStreamReader) -> pa.RecordBatch | None:
-    while True:
-        try:
-            batch = reader.read_chunk().data
-        except StopIteration:
-            return None
-        if batch is not None:
-            return batch
+def measured_in(payload: memoryview) -> str:
+    """The text of an END frame."""
+    return bytes(payload).decode()

@@ -75,7 +75,9 @@ class Executor:
     """Random, new at each start; tickets name it."""
     state: ExecutorState
     address: str = ""
-    """`grpc://host:port` of its Flight server."""
+    """`grpc://host:port` of its Flight server, for peers and pings."""
+    ticket_port: int = 0
+    """Where it takes tickets of gateways, on the same host; see `ticket_stream`."""
     pid: int = 0
     worker_incarnation: Revision = Revision(0)  # noqa: RUF009
     start_ms: int = 0

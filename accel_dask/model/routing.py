@@ -38,6 +38,7 @@ class ExecutorRoute:
     incarnation: str
     address: str
     attachments: frozenset[Attachment]
+    ticket_port: int = 0
     kind: ExecutorKind = ExecutorKind.HOT
 
     @property
@@ -216,6 +217,7 @@ def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:
                 generation=executor.generation,
                 incarnation=executor.incarnation,
                 address=executor.address,
+                ticket_port=executor.ticket_port,
                 attachments=frozenset(plan.attachments),
                 kind=plan.kind,
             )

@@ -270,6 +270,7 @@ class ExecutorKeeper:
             state=ExecutorState.READY,
             incarnation=running.incarnation,
             address=running.address,
+            ticket_port=running.ticket_port,
             pid=running.pid,
             start_ms=running.start_ms,
             resident_bytes=self._resident_bytes(running),

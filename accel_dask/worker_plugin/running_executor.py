@@ -42,6 +42,7 @@ class RunningExecutor:
         self.label = f"{cold}executor of tenant {spec.tenant}, generation {spec.generation}"
         self.pid = 0
         self.address = ""
+        self.ticket_port = 0
         """`grpc://host:port`."""
         self.start_ms = 0
         """From the order to READY."""
@@ -155,6 +156,7 @@ class RunningExecutor:
         self.forked_as(ready["pid"])
         host = self.spec.host
         self.address = f"grpc://{f'[{host}]' if ':' in host else host}:{ready['port']}"
+        self.ticket_port = ready["ticket_port"]
         self.start_ms = round((time.monotonic() - self._asked_at) * 1000)
         self.limits = ready["limits"]
         self.is_ready = True

@@ -122,6 +122,7 @@ class Cluster:
                 incarnation=executor.incarnation,
                 state=ExecutorState.READY,
                 address=executor.address,
+                ticket_port=executor.ticket_port,
             ),
         )
         return executor

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import duckdb
 import pyarrow as pa
@@ -20,8 +20,7 @@ from pyarrow import flight
 
 from accel_dask.codec import decode
 from accel_dask.config import GatewaySettings
-from accel_dask.errors import AccelError, InvalidQuery
-from accel_dask.flight_errors import to_flight
+from accel_dask.errors import ExecutorUnavailable, InvalidQuery
 from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.epoch import Epoch, EpochState, ShardSummary, StoryLine
 from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
@@ -30,21 +29,42 @@ from accel_dask.model.member import Gateway
 from accel_dask.model.placement import Placement, Serving
 from accel_dask.model.snapshot import Column, SnapshotId
 from accel_dask.model.tenant import Quota, Tenant, User, hash_token
-from accel_dask.model.ticket import Cancellation, Ticket, fence, shard_database, verify
+from accel_dask.model.ticket import Ticket, fence, shard_database, verify
 from accel_dask.store.memory import MemoryStore
 from accel_dask.store.records import delete_record, ensure_meta, put_record, read_view
+from accel_dask.worker_plugin.executor.ticket_server import TicketServer
 from flightsql_gateway.app import GatewayApp
 
 
+@dataclass
+class FakeAnswer:
+    """What a `FakeExecutor` sends, batch by batch."""
+
+    schema: pa.Schema
+    batches: list[pa.RecordBatch]
+    deadline: float
+    between: Callable[[int], None]
+    is_complete: bool = False
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        for index, batch in enumerate(self.batches):
+            self.between(index)
+            yield batch
+
+    def measured_text(self) -> bytes:
+        return b""
+
+
 class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
-    """One generation: tables per shard in one DuckDB."""
+    """One generation: tables per shard in one DuckDB. Flight answers pings only."""
 
     def __init__(self, tenant: str, key: bytes, shards: dict[ShardId, pa.Table]) -> None:
         self.tenant = tenant
         self.key = key
         self.attached: frozenset[Attachment] = frozenset()
         self.tickets: list[Ticket] = []
-        self.cancelled: set[str] = set()
+        self.is_gone: dict[str, Callable[[], bool]] = {}
+        """Of each query: whether its gateway has given it up."""
         self.before: Callable[[Ticket], None] = lambda ticket: None
         """Runs before each answer; may raise or block."""
         self.between: Callable[[int], None] = lambda index: None
@@ -57,21 +77,24 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
             self.database.execute(f'CREATE TABLE "{name}".main.data AS FROM rows')
             self.database.unregister("rows")
         super().__init__("grpc://127.0.0.1:0")
+        self.ticket_server = TicketServer("127.0.0.1", self._answer)
 
     @property
     def address(self) -> str:
         return f"grpc://127.0.0.1:{self.port}"
 
-    def do_get(self, context: Any, ticket: Any) -> Any:
-        try:
-            return self._answer(context, ticket.ticket)
-        except AccelError as error:
-            raise to_flight(error) from None
+    @property
+    def ticket_port(self) -> int:
+        return self.ticket_server.port
 
-    def _answer(self, context: Any, signed: bytes) -> Any:
+    @contextmanager
+    def _answer(
+        self, signed: bytes, is_gone: Callable[[], bool], started_at: float
+    ) -> Iterator[FakeAnswer]:
         order = decode(verify(signed, self.key), Ticket)
         fence(order, TenantId(self.tenant), self.attached)
         self.tickets.append(order)
+        self.is_gone[order.query_id] = is_gone
         self.before(order)
         cursor = self.database.cursor()
         params = pa.ipc.open_stream(order.parameters).read_all() if order.parameters else None
@@ -83,19 +106,20 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
         except duckdb.Error as error:
             raise InvalidQuery(str(error).split("\n", maxsplit=1)[0]) from error
         batches = [] if order.describe_only else table.to_batches(1000)
-
-        def stream() -> Iterator[pa.RecordBatch]:
-            for index, batch in enumerate(batches):
-                self.between(index)
-                yield batch
-
-        return flight.GeneratorStream(table.schema, stream())
+        yield FakeAnswer(table.schema, batches, started_at + order.timeout_ms / 1000, self.between)
 
     def do_action(self, context: Any, action: Any) -> Any:
-        if action.type == "cancel":
-            order = decode(verify(action.body.to_pybytes(), self.key), Cancellation)
-            self.cancelled.add(order.query_id)
         return iter([])
+
+    def break_off(self) -> NoReturn:
+        """End all connections, as a process that is killed at its work."""
+        self.ticket_server.end_all()
+        raise ExecutorUnavailable("nobody is there to read this")
+
+    def leave(self) -> None:
+        """End as a process does: nobody listens, and what was open is closed."""
+        self.shutdown()
+        self.ticket_server.close()
 
 
 @dataclass
@@ -193,6 +217,7 @@ class World:
                 incarnation=f"{executor.port}",
                 state=ExecutorState.READY,
                 address=executor.address,
+                ticket_port=executor.ticket_port,
             ),
         )
 

@@ -170,7 +170,7 @@ def test_an_interrupted_query_ends_at_the_server(world: World, session: Session)
 
     def hang(order: Any) -> None:
         started.set()
-        wait_until(lambda: order.query_id in executor.cancelled, 20)
+        wait_until(executor.is_gone[order.query_id], 20)
         cancelled.set()
 
     df = session.table("flights")

@@ -383,7 +383,7 @@ def test_a_cancelled_query_is_cancelled_at_the_executor_before_its_first_batch(
         assert reached.wait(10)
         cursor.adbc_cancel()
         started = time.monotonic()
-        wait_until(lambda: executor.cancelled == {executor.tickets[-1].query_id})
+        wait_until(executor.is_gone[executor.tickets[-1].query_id])
         assert time.monotonic() - started < 2
         release.set()
         thread.join(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ from adbc_driver_flightsql import dbapi
 from gateway_world import World
 from pyarrow import flight
 
+from accel_dask.errors import Unauthenticated
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import Quota, Tenant, User, hash_token
 from accel_dask.store.records import delete_record, put_record
+from accel_dask.ticket_stream import FrameKind, FrameReader, frame, read_error, send
 from flightsql_gateway.flight_sql import (
     get_catalogs,
     get_tables,
@@ -294,8 +297,9 @@ def test_a_ticket_cannot_be_altered_or_used_for_another_purpose(world: World) ->
     altered = messages.wrap(messages.new("TicketStatementQuery", statement_handle=bytes(handle)))
     with pytest.raises(Exception, match="statement handle"):
         client.do_get(flight.Ticket(altered), options).read_all()
-    executor = flight.FlightClient(world.executors[0].address)
-    with pytest.raises(flight.FlightError):
-        executor.do_get(flight.Ticket(command.statement_handle)).read_all()
-    executor.close()
+    with socket.create_connection(("127.0.0.1", world.executors[0].ticket_port), 10) as executor:
+        send(executor, frame(FrameKind.TICKET, command.statement_handle))
+        answer = FrameReader(executor).read()
+    assert answer.kind is FrameKind.ERROR
+    assert isinstance(read_error(answer.payload), Unauthenticated)
     client.close()

@@ -208,7 +208,7 @@ def large_files(world: FallbackWorld) -> None:
 
 
 def no_executor(world: FallbackWorld) -> None:
-    world.executors[0].shutdown()
+    world.executors[0].leave()
 
 
 def executor_says(error: type[AccelError]) -> Callable[[FallbackWorld], None]:

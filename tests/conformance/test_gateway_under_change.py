@@ -119,7 +119,7 @@ def test_the_promise_covers_queries_that_wait_for_a_place(world: World) -> None:
 def test_a_killed_executor_is_waited_for(world: World) -> None:
     rows = flights(rows=100)
     client, options = world.client("acme", "secret-of-acme")
-    world.executors[0].shutdown()
+    world.executors[0].leave()
     world.forget_executor("acme")
     world.wait_applied()
     restarted = threading.Timer(
@@ -143,12 +143,9 @@ def test_a_query_that_ends_its_executors_is_not_given_to_all_of_them(world: Worl
     for worker in ("w2", "w3", "w4", "w5"):
         world.serve("acme", epoch, worker=worker)
 
-    def end(_: Any) -> None:
-        raise flight.FlightUnavailableError("Socket closed")
-
     mine = [executor for executor in world.executors if executor.tenant == "acme"]
     for executor in mine:
-        executor.before = end
+        executor.before = lambda _, executor=executor: executor.break_off()
     client, options = world.client("acme", "secret-of-acme")
     started = time.monotonic()
     with pytest.raises(flight.FlightUnavailableError) as failed:
@@ -167,7 +164,7 @@ def test_an_executor_that_comes_back_at_the_same_address_is_found_again(world: W
     def fail_twice(_: Any) -> None:
         calls.append(time.monotonic())
         if len(calls) < 3:
-            raise flight.FlightUnavailableError("[EXECUTOR_UNAVAILABLE] restarting")
+            raise ExecutorUnavailable("restarting")
 
     executor.before = fail_twice
     client, options = world.client("acme", "secret-of-acme")
@@ -180,7 +177,7 @@ def test_an_executor_that_comes_back_at_the_same_address_is_found_again(world: W
 def test_another_replica_answers_for_one_that_is_gone(world: World) -> None:
     rows = flights()
     world.serve("acme", {"flights": (1, [rows.slice(0, 60), rows.slice(60)])}, worker="w2")
-    world.executors[0].shutdown()
+    world.executors[0].leave()
     client, options = world.client("acme", "secret-of-acme")
     for number in range(10):
         sql = f"select count(*) n from flights where id >= 0 and {number} = {number}"
@@ -210,7 +207,7 @@ def test_an_executor_that_dies_in_mid_stream_is_an_error_and_no_shorter_answer(
 
     def die(index: int) -> None:
         if index == 2:
-            raise flight.FlightUnavailableError("socket closed")
+            executor.break_off()
 
     rows = flights(rows=10_000)
     executor = world.serve("acme", {"big": (1, [rows])}, worker="w5")

@@ -140,6 +140,7 @@ class SpreadSite:
             incarnation=executor.incarnation,
             state=ExecutorState.READY,
             address=executor.address,
+            ticket_port=executor.ticket_port,
         )
         put_record(self.store, record)
 

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from functools import partial
 from typing import NoReturn
 
 from accel_dask.codec import decode
@@ -28,8 +29,10 @@ from accel_dask.worker_plugin.executor.limits import (
     virtual_bytes,
 )
 from accel_dask.worker_plugin.executor.log_format import log_as
-from accel_dask.worker_plugin.executor.service import ExecutorService, Standing
+from accel_dask.worker_plugin.executor.service import ExecutorService, answering
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
+from accel_dask.worker_plugin.executor.ticket_desk import Standing, TicketDesk
+from accel_dask.worker_plugin.executor.ticket_server import TicketServer
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class ExecutorProcess:
         self._buffer = LineBuffer()
         self._inbox: list[Message] = []
         self._engine: Engine | None = None
+        self._desk: TicketDesk | None = None
         self._service: ExecutorService | None = None
         self._standing = Standing(time.monotonic(), 0.0)
         self._drain_deadline: float | None = None
@@ -84,7 +88,9 @@ class ExecutorProcess:
         self._engine = engine_class(spec, self._give_up, die_frozen=True)
         rows = self._engine.rehearse()
         set_stack_size(FLIGHT_STACK_BYTES)
-        self._service = ExecutorService(self._engine, self._standing)
+        desk = self._desk = TicketDesk(self._engine, self._standing)
+        self._service = ExecutorService(desk, spec.host)
+        tickets = TicketServer(spec.host, partial(answering, desk))
         limits = apply_limits(
             spec.quota.executor_memory_bytes + input_memory_bytes(spec.quota),
             spec.address_space_slack_bytes,
@@ -95,6 +101,7 @@ class ExecutorProcess:
             {
                 "ready": {
                     "port": self._service.port,
+                    "ticket_port": tickets.port,
                     "pid": os.getpid(),
                     "start_ms": round(start_ms),
                     "rows": rows,
@@ -126,10 +133,10 @@ class ExecutorProcess:
         return self._inbox.pop(0)
 
     def _obey(self, order: Message) -> None:
-        assert self._service is not None
+        assert self._desk is not None
         match order:
             case {"ping": number}:
-                self._say({"pong": number, **self._service.stats()})
+                self._say({"pong": number, **self._desk.stats()})
                 self._check_address_space()
             case {"lease": float() | int() as deadline}:
                 self._standing.extend(deadline)
@@ -143,10 +150,10 @@ class ExecutorProcess:
 
     def _check_address_space(self) -> None:
         """Without room for a thread, an executor looks well and answers nothing."""
-        assert self._service is not None
+        assert self._desk is not None
         left = self._address_space_bytes - virtual_bytes()
         now = time.monotonic()
-        if self._service.in_flight or left > _MIN_ADDRESS_SPACE_BYTES:
+        if self._desk.in_flight or left > _MIN_ADDRESS_SPACE_BYTES:
             self._tight_since = None
             return
         trim_heap()
@@ -155,10 +162,11 @@ class ExecutorProcess:
             self._give_up(f"only {left // MIB} MiB of its address space are left while it is idle")
 
     def _end_if_drained(self) -> None:
+        assert self._desk is not None
         assert self._service is not None
         assert self._drain_deadline is not None
         left = self._drain_deadline - time.monotonic()
-        if self._service.in_flight and left > 0:
+        if self._desk.in_flight and left > 0:
             return
         # What was answered may still be on its way out: shutting down waits for it.
         ending = threading.Thread(target=self._service.shutdown, daemon=True)

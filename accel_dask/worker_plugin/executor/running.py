@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 import duckdb
 import pyarrow as pa
 
+from accel_dask.codec import encode
 from accel_dask.errors import (
     AccelError,
     ByteLimit,
@@ -189,6 +190,10 @@ class RunningQuery:
             gathered_bytes=inputs.bytes if inputs else 0,
             parts=inputs.parts if inputs else (),
         )
+
+    def measured_text(self) -> bytes:
+        """`measured` as JSON."""
+        return encode(self.measured())
 
     def _cpu_of(self, work: Callable[[], None], clock: int | None) -> float:
         """Do `work` on this query's account; the seconds it took."""
