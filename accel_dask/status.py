@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 
 from accel_dask.model.cluster import ClusterView
@@ -15,8 +16,11 @@ from accel_dask.model.tenant import MIB
 
 
 def status_tables(view: ClusterView) -> tuple[Table, ...]:
-    """Hosts, epochs, executors, gateways and tenants' places in gateways, of `view`."""
-    return (_hosts(view), _epochs(view), _executors(view), _gateways(view), _places(view))
+    """Hosts, epochs, executors, gateways, tenants' places in gateways, and engines that were asked,
+    of `view`."""
+    tables = (_hosts(view), _epochs(view), _executors(view), _gateways(view), _places(view))
+    engines = _engines(view)
+    return (*tables, engines) if engines.row_count else tables
 
 
 def _hosts(view: ClusterView) -> Table:
@@ -130,6 +134,29 @@ def _places(view: ClusterView) -> Table:
                 str(load.in_use),
                 str(load.queued),
                 f"{load.shed:,}",
+            )
+    return table
+
+
+def _engines(view: ClusterView) -> Table:
+    table = Table(
+        "tenant", "engine", "gateway", "queries", "failed", "running", "p50 ms", "p99 ms",
+        "breaker", title="Fallback engines",
+    )  # fmt: skip
+    for gateway in view.records(Gateway):
+        for load in gateway.engines:
+            is_closed = load.breaker == "closed"
+            told = f"{load.breaker}, {load.refused:,} not sent: {load.because}"
+            table.add_row(
+                load.tenant,
+                load.engine,
+                gateway.gateway,
+                f"{load.queries:,}",
+                f"{load.failed:,}",
+                str(load.running),
+                f"{load.p50_ms:.1f}",
+                f"{load.p99_ms:.1f}",
+                "closed" if is_closed else f"[yellow]{escape(told)}[/]",
             )
     return table
 

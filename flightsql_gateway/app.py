@@ -44,10 +44,10 @@ class GatewayApp:
         self._figures = LoadFigures()
         self._shares = Shares(store)
         self._admission = Admission(settings.concurrency, self._shares.limit, self._shares.wake)
-        self._metrics = Metrics(self._admission)
+        self._fallback = Fallback()
+        self._metrics = Metrics(self._admission, self._fallback)
         self._watch = CallWatch()
         self._clients = ExecutorClients()
-        self._fallback = Fallback()
         self._registration: Registration | None = None
         self.routing: Final = RoutingCache(
             store,
@@ -92,6 +92,7 @@ class GatewayApp:
             self._figures,
             self._admission,
             self._shares,
+            self._fallback,
             address=url,
             lease_seconds=self._settings.lease_seconds,
         )

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from flightsql_gateway.admission import Admission
 from flightsql_gateway.auth import Identity
+from flightsql_gateway.fallback.engine_figures import BUCKETS
+from flightsql_gateway.fallback.governor import Fallback
 from flightsql_gateway.receipts import Receipt
 
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -45,12 +52,50 @@ class _Places(Collector):
         yield shed
 
 
-class Metrics:
-    """Observes receipts, and the places of `admission`."""
+class _Engines(Collector):
+    """What tenants' queries at OLAP engines came to, read when it is asked."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, fallback: Fallback) -> None:
+        self._fallback = fallback
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ("tenant", "engine")
+        queries = CounterMetricFamily(
+            "accel_gateway_engine_queries", "Queries at engines", labels=(*labels, "outcome")
+        )
+        refused = CounterMetricFamily(
+            "accel_gateway_engine_refused", "Queries not sent to an open breaker", labels=labels
+        )
+        running = GaugeMetricFamily(
+            "accel_gateway_engine_running", "Queries that are at an engine", labels=labels
+        )
+        breaker = GaugeMetricFamily(
+            "accel_gateway_engine_breaker_open", "1: the engine is left alone", labels=labels
+        )
+        seconds = HistogramMetricFamily(
+            "accel_gateway_engine_seconds", "Time of a query at an engine", labels=labels
+        )
+        for way in self._fallback.ways():
+            load, counts = way.load(), way.counts()
+            of = (load.tenant, load.engine)
+            for outcome, count in counts.outcomes:
+                queries.add_metric((*of, outcome), count)
+            refused.add_metric(of, counts.refused)
+            running.add_metric(of, counts.running)
+            breaker.add_metric(of, float(load.breaker == "open"))
+            below = [*accumulate(counts.histogram)]
+            bounds = [*(str(bound) for bound in BUCKETS), "+Inf"]
+            seconds.add_metric(of, list(zip(bounds, below, strict=True)), counts.seconds)
+        yield from (queries, refused, running, breaker, seconds)
+
+
+class Metrics:
+    """Observes receipts, the places of `admission` and the engines of `fallback`."""
+
+    def __init__(self, admission: Admission, fallback: Fallback) -> None:
         self.registry = CollectorRegistry()
         self.registry.register(_Places(admission))
+        self.registry.register(_Engines(fallback))
         self._queries = Counter(
             "accel_gateway_queries_total",
             "Queries by tenant and outcome",

@@ -84,13 +84,17 @@ class QueryService:
             record.finish(error)
             raise
         slot: Slot | None = None
+        is_engines = False
         try:
             inner = explained(query.sql)
             if inner is not None:
                 record.stream = self._explain(replace(query, sql=inner), record)
                 return Answer(record.stream, call, None, record)
-            if self._fallback.is_first(query, self._routing.current()):
-                return self._at_engine(query, record, call, None)
+            is_engines = self._fallback.is_first(query, self._routing.current())
+            if is_engines:
+                call.close()
+                asked = self._open_fallback_call(query, quota, watched, call)
+                return self._at_engine(query, record, asked, None)
             self._check(query, record)
             slot = self.admission.admit(query.identity.tenant, quota, call)
             record.queue_ms = slot.queue_ms
@@ -108,6 +112,8 @@ class QueryService:
             call.close()
             if slot is not None:
                 slot.release()
+            if is_engines:
+                raise
             if isinstance(error, AccelError) and self._falls_back(query, error):
                 if not query.may_fall_back:
                     told = forbidden(error)

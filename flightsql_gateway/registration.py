@@ -22,6 +22,7 @@ from accel_dask.model.placement import Serving
 from accel_dask.store.base import Lease, StateStore
 from accel_dask.store.records import put_record
 from flightsql_gateway.admission import Admission
+from flightsql_gateway.fallback.governor import Fallback
 from flightsql_gateway.load_figures import LoadFigures
 from flightsql_gateway.shares import Shares
 
@@ -40,6 +41,7 @@ class Registration:
         figures: LoadFigures,
         admission: Admission,
         shares: Shares,
+        fallback: Fallback,
         *,
         address: str,
         lease_seconds: float,
@@ -49,6 +51,7 @@ class Registration:
         self._figures = figures
         self._admission = admission
         self._shares = shares
+        self._fallback = fallback
         self._address = address
         self._lease_seconds = lease_seconds
         self._lease: Lease | None = None
@@ -132,6 +135,7 @@ class Registration:
             p99_ms=load.p99_ms,
             per_tenant=load.per_tenant,
             admission=self._admission.loads(),
+            engines=tuple(way.load() for way in self._fallback.ways()),
         )
         put_record(self._store, record, lease.lease_id)
         with self._wake:

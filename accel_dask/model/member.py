@@ -86,6 +86,27 @@ class TenantLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLoad:
+    """A tenant's queries at one OLAP engine, from one gateway, since it started."""
+
+    tenant: TenantId
+    engine: str
+    """How it is spoken to, where, and its dialect."""
+    queries: int
+    """That ended there."""
+    failed: int
+    refused: int
+    """Not sent, because the engine was left alone."""
+    running: int
+    breaker: str
+    """`closed`, `open` (left alone) or `probing`."""
+    because: str
+    """The last failure that spoke against it."""
+    p50_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gateway:
     """A gateway, how far its routing table has come, and what it has served."""
 
@@ -103,6 +124,7 @@ class Gateway:
     per_tenant: tuple[tuple[str, float], ...] = ()
     """Queries per second of each tenant."""
     admission: tuple[TenantLoad, ...] = ()
+    engines: tuple[EngineLoad, ...] = ()
 
     @property
     def path(self) -> Path:

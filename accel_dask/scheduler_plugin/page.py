@@ -74,7 +74,7 @@ def render_overview(state: Row) -> str:
 
 
 def render_tables(state: Row) -> str:
-    """Datasets, epochs, executors, hosts, gateways, and what the master said last."""
+    """Datasets, epochs, executors, hosts, gateways, engines, and what the master said last."""
     sections = (
         ("Datasets", _table(_DATASETS, state["datasets"], "no dataset is declared")),
         ("Publish requests", _table(_REQUESTS, state["requests"], "")),
@@ -83,6 +83,7 @@ def render_tables(state: Row) -> str:
         ("Hosts", _table(_HOSTS, state["hosts"], "no host is alive")),
         ("Gateways", _table(_GATEWAYS, state["gateways"], "no gateway is alive")),
         ("Places of tenants in gateways", _table(_SHARES, state["shares"], "nothing was asked")),
+        ("Fallback engines", _table(_ENGINES, state["engines"], "")),
         ("What this master did", _story(state["story"])),
     )
     body = "".join(f"<h2>{escape(title)}</h2>{html}" for title, html in sections if html)
@@ -97,6 +98,11 @@ def _role(state: Row) -> str:
 
 def _newest_first(epochs: Sequence[Row]) -> list[Row]:
     return sorted(epochs, key=lambda r: (r["tenant"], r["dataset"], -r["epoch"]))
+
+
+def _breaker(row: Row) -> str:
+    state = escape(str(row["breaker"]))
+    return state if state == "closed" else f'<span class="wait">{state}</span>'
 
 
 def _text(field: str) -> Cell:
@@ -234,6 +240,20 @@ _GATEWAYS: Final[Columns] = (
     ("p99 ms", "n", _decimal("p99_ms")),
     ("by tenant", "why", _per_tenant),
     ("at revision", "n", _text("applied_revision")),
+)
+
+_ENGINES: Final[Columns] = (
+    ("tenant", "s", _text("tenant")),
+    ("engine", "s", _text("engine")),
+    ("gateway", "s", _text("gateway")),
+    ("queries", "n", _count("queries")),
+    ("failed", "n", _count("failed")),
+    ("not sent", "n", _count("refused")),
+    ("running", "n", _count("running")),
+    ("p50 ms", "n", _decimal("p50_ms")),
+    ("p99 ms", "n", _decimal("p99_ms")),
+    ("breaker", "s", _breaker),
+    ("last failure", "why", _text("because")),
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from accel_dask.model.cluster import ClusterView
@@ -38,6 +39,11 @@ def summarize(view: ClusterView, now_ns: int) -> Row:
         "hosts": [_host(view, worker) for worker in view.records(Worker)],
         "gateways": [_gateway(gateway) for gateway in view.records(Gateway)],
         "shares": [row for gateway in view.records(Gateway) for row in _shares(view, gateway)],
+        "engines": [
+            {"gateway": gateway.gateway, **asdict(load)}
+            for gateway in view.records(Gateway)
+            for load in gateway.engines
+        ],
         "queries_per_second": queries_per_second(view),
     }
 

@@ -29,6 +29,12 @@ class Breaker:
             return False
         return now < self.rest_until or (self.probe_until is not None and now < self.probe_until)
 
+    def state(self, now: float) -> str:
+        """`closed`, `open` (left alone), or `probing` (the next query, or one, tries it)."""
+        if self.rest_until is None:
+            return "closed"
+        return "open" if now < self.rest_until else "probing"
+
     def retry_after(self, now: float) -> float:
         """Seconds until it is worth another try."""
         return max((self.rest_until or now) - now, 0.1)

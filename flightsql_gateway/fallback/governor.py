@@ -19,8 +19,10 @@ from accel_dask.connectors.olap.base import EngineStream, RunLimits
 from accel_dask.errors import (
     AccelError,
     ConfigError,
+    DeadlineExceeded,
     FallbackForbidden,
     NotPortable,
+    QueryCancelled,
     ResourceExhausted,
 )
 from accel_dask.model.fallback import FallbackReason
@@ -40,7 +42,7 @@ from accel_dask.query_planner.plan import (
     Verdict,
 )
 from flightsql_gateway.calls import Call
-from flightsql_gateway.fallback.engines import Engine, Engines
+from flightsql_gateway.fallback.engines import Engines, TenantEngine
 from flightsql_gateway.fallback.places import Places
 from flightsql_gateway.fallback.reasons import reason_of
 from flightsql_gateway.fallback.source_query import SharedReader, SourceQuery
@@ -56,6 +58,8 @@ from flightsql_gateway.receipts import FallbackNote
 from flightsql_gateway.request_limits import lowered_at_engine
 
 log = logging.getLogger(__name__)
+
+_LATE_SECONDS: Final = 0.25
 
 
 class FallbackStream:
@@ -208,14 +212,14 @@ class Fallback:
     def _join(self, target: Target, quota: Quota) -> SharedReader:
         """A reader of the query under way, or of a new one."""
         key = (*target.key, quota.fallback_max_rows, quota.fallback_max_bytes)
-        engine = self._engines.engine(target)
+        way = self._engines.engine(target)
         while True:
             with self._lock:
                 under_way = self._under_way.get(key)
                 reader = under_way.join() if under_way is not None else None
                 if reader is not None:
                     return reader
-                source = self._new(key, engine, target, quota)
+                source = self._new(key, way, target, quota)
                 self._under_way[key] = source
                 reader = source.join()
                 self.source_queries += 1
@@ -224,15 +228,16 @@ class Fallback:
             return reader
 
     def _new(
-        self, key: tuple[object, ...], engine: Engine, target: Target, quota: Quota
+        self, key: tuple[object, ...], way: TenantEngine, target: Target, quota: Quota
     ) -> SourceQuery:
         # Its own time, not the first reader's: others may join who have more.
         ends_at = time.monotonic() + quota.fallback_deadline_ms / 1000
         source: SourceQuery
-        has_entered = has_place = False
+        has_place = False
+        entered: float | None = None
 
         def start() -> EngineStream:
-            nonlocal has_entered, has_place
+            nonlocal entered, has_place
             has_place = self._places.take(
                 target.tenant,
                 quota.fallback_concurrency,
@@ -246,23 +251,22 @@ class Fallback:
                     f"{quota.queue_wait_ms} ms; retry after {quota.queue_wait_ms} ms"
                 )
             left = max(ends_at - time.monotonic(), 0.001)
-            engine.enter(left)
-            has_entered = True
-            engine.check_tables(target)
+            entered = way.enter(left)
+            way.engine.check_tables(target)
             limits = RunLimits(
                 seconds=left,
                 max_rows=quota.fallback_max_rows,
                 max_bytes=quota.fallback_max_bytes,
                 promised_rows=target.query.max_rows,
             )
-            return engine.opened.run(target.sql, target.schema, limits)
+            return way.engine.opened.run(target.sql, target.schema, limits)
 
         def on_end(error: AccelError | None) -> None:
             with self._lock:
                 if self._under_way.get(key) is source:
                     del self._under_way[key]
-            if has_entered:
-                engine.leave(error)
+            if entered is not None:
+                way.leave(entered, _as_late(error, ends_at))
             if has_place:
                 self._places.give(target.tenant)
             if error is not None:
@@ -270,6 +274,10 @@ class Fallback:
 
         source = SourceQuery(start, on_end, ends_at)
         return source
+
+    def ways(self) -> tuple[TenantEngine, ...]:
+        """Each tenant's way to each engine that was ever asked for it."""
+        return self._engines.ways()
 
     def close(self) -> None:
         self._engines.close()
@@ -281,6 +289,13 @@ def forbidden(memory: AccelError) -> FallbackForbidden:
         f"memory does not answer ({memory.code}: {memory}), and the call forbids asking the OLAP "
         "engine behind it"
     )
+
+
+def _as_late(error: AccelError | None, ends_at: float) -> AccelError | None:
+    """What the breaker is told: readers whose time is up leave just before the query's own is."""
+    if isinstance(error, QueryCancelled) and time.monotonic() >= ends_at - _LATE_SECONDS:
+        return DeadlineExceeded("no answer within the tenant's fallback_deadline_ms")
+    return error
 
 
 def both(memory: AccelError | None, engine: BaseException) -> BaseException:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 from answers import Answer, difference, to_answer
 from gateway_world import World, flights
-from olap_world import EngineWorld, Worlds, start_world, started
+from olap_world import EngineWorld, Worlds, busy_seconds, start_world, started
 
 from accel_dask.connectors.olap.servers.processes import NotInstalled, free_port
 from accel_dask.errors import (
@@ -38,6 +38,9 @@ from accel_dask.model.fallback import FallbackPolicy, FallbackSpec
 from accel_dask.model.ids import DatasetId, EpochNumber, TenantId
 from accel_dask.model.snapshot import SnapshotId
 from accel_dask.model.tenant import Quota
+from accel_dask.scheduler_plugin.page import render_tables
+from accel_dask.scheduler_plugin.summary import summarize
+from accel_dask.status import status_tables
 from accel_dask.store.records import delete_record, put_record, read_view
 from flightsql_gateway import execute
 from flightsql_gateway.auth import Identity
@@ -47,6 +50,10 @@ from flightsql_gateway.receipts import Receipt
 SQL = (
     "select carrier, count(*) as n, sum(delay) as total, min(id) as first from flights "
     "group by carrier having count(*) > 1 order by carrier"
+)
+SLOW = (
+    f"select count(*) as n from {', '.join(f'flights f{i}' for i in range(6))} "
+    "where f0.id + f1.id + f2.id + f3.id + f4.id + f5.id = 7"
 )
 TENANT = TenantId("acme")
 
@@ -83,6 +90,33 @@ def fallback_to(engine: EngineWorld, policy: FallbackPolicy, **options: str) -> 
     )
 
 
+def statements(engine: EngineWorld) -> list[str]:
+    """What the server itself says it is running for us, but for the question. Sail keeps no such
+    list: it is at work while it uses the processor."""
+    if engine.name == "mariadb":
+        sql = "select info from information_schema.processlist where info like '%flights%'"
+        return [row[0] for row in engine.raw(sql) if "processlist" not in row[0]]
+    if engine.name == "postgresql":
+        sql = (
+            "select query::text from pg_stat_activity where state = 'active' "
+            "and query like '%flights%' and query not like '%pg_stat_activity%'"
+        )
+        return [row[0] for row in engine.raw(sql)]
+    before = busy_seconds(engine)
+    threading.Event().wait(0.4)
+    return ["busy"] if busy_seconds(engine) - before > 0.2 else []
+
+
+def wait_at_work(engine: EngineWorld) -> None:
+    before = busy_seconds(engine)
+    deadline = time.monotonic() + 20
+    while not (
+        busy_seconds(engine) - before > 0.1 if engine.name == "sail" else statements(engine)
+    ):
+        assert time.monotonic() < deadline, "it did not begin"
+        time.sleep(0.02)
+
+
 class FallbackWorld(World):
     """A gateway whose dataset `flights` has an engine behind it."""
 
@@ -109,12 +143,18 @@ class FallbackWorld(World):
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
-    def declare_fallback(self, spec: FallbackSpec, name: str = "flights", **changes: Any) -> None:
+    def declare_fallback(
+        self,
+        spec: FallbackSpec,
+        name: str = "flights",
+        tenant: TenantId = TENANT,
+        **changes: Any,
+    ) -> None:
         put_record(
             self.store,
             replace(
                 Dataset(
-                    tenant=TENANT,
+                    tenant=tenant,
                     name=name,
                     source=SourceSpec(connector="iceberg"),
                     fallback=spec,
@@ -356,9 +396,6 @@ def test_a_hundred_equal_misses_make_one_source_query(
 
 
 def run_directly(world: FallbackWorld) -> Answer:
-    from flightsql_gateway.auth import Identity
-    from flightsql_gateway.query import Query
-
     identity = Identity(user="acme", tenant=TENANT)
     with world.app.service.run(Query(sql=SQL, identity=identity), lambda: False) as answer:
         return to_answer(pa.Table.from_batches(list(answer.batches()), answer.schema))
@@ -461,18 +498,21 @@ def test_an_engine_that_is_silent_costs_no_more_than_the_deadline(
     assert world.ask().rows
 
 
+@pytest.mark.parametrize("policy", [FallbackPolicy.ON_MISS, FallbackPolicy.ALWAYS])
 @pytest.mark.parametrize("is_cancelled_by_name", [False, True])
 def test_a_client_that_goes_away_or_cancels_ends_the_source_query(
-    world: FallbackWorld, engine: EngineWorld, *, is_cancelled_by_name: bool
+    policy: FallbackPolicy,
+    world: FallbackWorld,
+    engine: EngineWorld,
+    *,
+    is_cancelled_by_name: bool,
 ) -> None:
     with_snapshot(world, engine)
-    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
+    world.declare_fallback(fallback_to(engine, policy))
     world.lose_serving()
-    slow = "select count(*) as n from " + ", ".join(f"flights f{i}" for i in range(6))
-    slow += " where f0.id + f1.id + f2.id + f3.id + f4.id + f5.id = 7"
     gone = threading.Event()
     identity, service = Identity(user="acme", tenant=TENANT), world.app.service
-    query = Query(sql=slow, identity=identity, name="slow-query")
+    query = Query(sql=SLOW, identity=identity, name="slow-query")
 
     def ask() -> str:
         try:
@@ -483,18 +523,16 @@ def test_a_client_that_goes_away_or_cancels_ends_the_source_query(
 
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(ask)
-        deadline = time.monotonic() + 10
-        while not world.app._fallback._places.running(TENANT):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_at_work(engine)
         if is_cancelled_by_name:
             assert service.cancel(identity, "slow-query")
         else:
             gone.set()
         assert asked.result(10) == "QUERY_CANCELLED"
-    while world.app._fallback._places.running(TENANT):
-        assert time.monotonic() < deadline + 15, "the source query goes on"
-        time.sleep(0.02)
+    deadline = time.monotonic() + 15
+    while world.app._fallback._places.running(TENANT) or statements(engine):
+        assert time.monotonic() < deadline, f"the source query goes on: {statements(engine)}"
+        time.sleep(0.05)
 
 
 def test_prepared_statements_of_a_dataset_that_is_not_in_memory_have_their_schema(
@@ -532,3 +570,73 @@ def test_an_engine_reads_the_snapshot_that_memory_serves_and_not_a_newer_one(
         assert world.refusal().code == "ENGINE_FAILED"
     finally:
         sail.close()
+
+
+def metric(world: FallbackWorld, name: str, **labels: str) -> float:
+    found = world.app._metrics.registry.get_sample_value(
+        f"accel_gateway_engine_{name}", {"tenant": "acme", "engine": told(world), **labels}
+    )
+    return found or 0.0
+
+
+def told(world: FallbackWorld) -> str:
+    return world.app._fallback.ways()[0].load().engine
+
+
+def test_what_each_engine_is_asked_is_counted_and_shown(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    for _ in range(3):
+        world.ask()
+    world.tenant("acme", Quota(fallback_max_rows=5))
+    world.wait_applied()
+    assert world.refusal("select id from flights").code == "ROW_LIMIT"
+    assert engine.server.dialect in told(world)
+    assert metric(world, "queries_total", outcome="OK") == 3
+    assert metric(world, "queries_total", outcome="ROW_LIMIT") == 1
+    assert metric(world, "seconds_count") == 4
+    assert metric(world, "seconds_bucket", le="60.0") == 4
+    assert metric(world, "running") == metric(world, "breaker_open") == 0
+    deadline = time.monotonic() + 10
+    while not (record := world.gateway_record()) or not record.engines:
+        assert time.monotonic() < deadline, "the gateway's record tells nothing of its engine"
+        time.sleep(0.05)
+    (load,) = record.engines
+    assert (load.tenant, load.queries, load.failed, load.breaker) == (TENANT, 4, 1, "closed")
+    assert load.p99_ms >= load.p50_ms > 0
+    view = read_view(world.store)
+    assert any(table.title == "Fallback engines" for table in status_tables(view))
+    assert load.engine in render_tables({**PAGE, "engines": summarize(view, 0)["engines"]})
+
+
+PAGE: dict[str, list[Any]] = {
+    name: []
+    for name in ("datasets", "requests", "epochs", "executors", "hosts", "gateways", "story")
+}
+
+
+def test_a_breaker_that_one_tenant_opened_is_open_for_nobody_else(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    with_snapshot(world, engine)
+    world.tenant("other")
+    world.tenant("acme", Quota(fallback_deadline_ms=1))
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
+    world.declare_fallback(
+        fallback_to(engine, FallbackPolicy.ALWAYS, time_travel="never"), tenant=TenantId("other")
+    )
+    epoch = read_view(world.store).epoch(DatasetId(TENANT, "flights"), EpochNumber(1))
+    assert epoch is not None
+    put_record(world.store, replace(epoch, tenant=TenantId("other")))
+    world.wait_applied()
+    deadline = time.monotonic() + 20
+    while metric(world, "breaker_open") == 0:  # it never answers acme in time
+        assert world.refusal().code in {"DEADLINE_EXCEEDED", "ENGINE_UNAVAILABLE"}
+        assert time.monotonic() < deadline
+    with world.connect("other", "secret-of-other") as connection, connection.cursor() as cursor:
+        cursor.execute(SQL)
+        assert cursor.fetch_arrow_table().num_rows == 3
+    open_of = {way.tenant: way.load().breaker for way in world.app._fallback.ways()}
+    assert open_of == {"acme": "open", "other": "closed"}

@@ -18,6 +18,7 @@ from olap_world import (
     LIMITS,
     EngineWorld,
     Worlds,
+    busy_seconds,
     compile_sql,
     schema_of,
     start_world,
@@ -44,19 +45,6 @@ SLOW = (
 )
 MANY = "select a.id as i, b.id as j, a.s as s from fact a, fact b, dim d"
 ENDS_WITHIN_SECONDS = 15.0
-
-
-def busy_seconds(world: EngineWorld) -> float:
-    """CPU time of the server and its children so far."""
-    server = psutil.Process(world.server.process.pid)
-    total = 0.0
-    for process in (server, *server.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system
-    return total
 
 
 def check_idle(world: EngineWorld) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import psutil
 import pyarrow as pa
 import pytest
 from answers import Answer, to_answer
@@ -175,6 +176,19 @@ class EngineWorld:
     def close(self) -> None:
         self.engine.close()
         self.server.close()
+
+
+def busy_seconds(world: EngineWorld) -> float:
+    """CPU time of the server and its children so far."""
+    server = psutil.Process(world.server.process.pid)
+    total = 0.0
+    for process in (server, *server.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 _MARIADB_TYPES = {
