@@ -372,6 +372,8 @@ def test_a_hundred_equal_misses_make_one_source_query(
     with_snapshot(world, engine)
     world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
     world.lose_serving()
+    assert world.ask().rows == expected.rows  # connected from here on
+    asked_before, begun = asked_of_server(engine), world.source_queries
     processes = [psutil.Process(engine.server.process.pid)]
     processes += processes[0].children(recursive=True)
     for process in processes:
@@ -391,8 +393,31 @@ def test_a_hundred_equal_misses_make_one_source_query(
         for process in processes:
             process.resume()
     assert all(answer.rows == expected.rows for answer in answers)
-    assert world.source_queries == 1
+    assert world.source_queries == begun + 1
+    if asked_before is not None:
+        assert asked_of_server(engine) == asked_before + 1
     assert service is world.app.service
+
+
+def asked_of_server(engine: EngineWorld) -> int | None:
+    """Aggregates over `flights` that the server's own log has, from the first call on; None: it
+    keeps none (Sail)."""
+    if engine.name == "sail":
+        return None
+    directory = engine.server.process.directory
+    if engine.name == "mariadb":
+        log = directory / "data" / "asked.log"
+        if not log.exists():
+            with engine.server.connect() as connection, connection.cursor() as cursor:
+                cursor.execute("SET GLOBAL general_log_file = 'asked.log'")
+                cursor.execute("SET GLOBAL general_log = ON")
+    else:
+        log = directory / "server.log"
+        if "log_statement" not in log.read_text(errors="replace"):
+            engine.server.execute(
+                "ALTER SYSTEM SET log_statement = 'all'", "SELECT pg_reload_conf()"
+            )
+    return sum("SUM(p.a" in line for line in log.read_text(errors="replace").splitlines())
 
 
 def run_directly(world: FallbackWorld) -> Answer:
@@ -580,7 +605,7 @@ def metric(world: FallbackWorld, name: str, **labels: str) -> float:
 
 
 def told(world: FallbackWorld) -> str:
-    return world.app._fallback.ways()[0].load().engine
+    return next((way.load().engine for way in world.app._fallback.ways()), "")
 
 
 def test_what_each_engine_is_asked_is_counted_and_shown(
