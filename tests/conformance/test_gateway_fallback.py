@@ -638,7 +638,16 @@ def test_what_each_engine_is_asked_is_counted_and_shown(
 
 PAGE: dict[str, list[Any]] = {
     name: []
-    for name in ("datasets", "requests", "epochs", "executors", "hosts", "gateways", "story")
+    for name in (
+        "datasets",
+        "requests",
+        "epochs",
+        "executors",
+        "hosts",
+        "gateways",
+        "shares",
+        "story",
+    )
 }
 
 
