@@ -28,6 +28,8 @@ from flightsql_gateway.fair_queue import FairQueue, Limit, Line, ShedReason
 
 _LEAST_RETRY_MS: Final = 50
 _MOST_RETRY_MS: Final = 60_000
+_LOOK_SECONDS: Final = 0.1
+"""How often a waiting query looks whether a share changed by the clock alone."""
 DEFAULT_PLACES: Final = 64
 
 
@@ -115,7 +117,10 @@ class Admission:
         self._on_wait()
         call.on_end(waiter.turn.set)
         try:
-            waiter.turn.wait(max(until - started, 0.0))
+            while not waiter.turn.wait(min(max(until - time.monotonic(), 0.0), _LOOK_SECONDS)):
+                if time.monotonic() >= until:
+                    break
+                self.limits_changed()  # a lease's time passes without anybody's doing
         finally:
             call.on_end(None)
             predicted = self._stop_waiting(line, waiter)

@@ -25,7 +25,7 @@ class Quota:
     threads: int = 2
     """DuckDB threads of one executor."""
     concurrency: int = 4
-    """Queries that run at once in one executor; the gateway admits no more."""
+    """Queries that run at once in one executor, and through all gateways together."""
     queue_length: int = 64
     """Queries that may wait for a place in one gateway."""
     queue_wait_ms: int = 2_000

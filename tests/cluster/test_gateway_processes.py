@@ -331,18 +331,26 @@ def test_sigterm_does_not_wait_for_ever(cluster: Cluster) -> None:
         client.close()
 
 
-def test_queries_go_on_without_etcd(cluster: Cluster, etcd: EmbeddedEtcd) -> None:
+def test_queries_go_on_without_etcd_beyond_the_gateways_lease_and_when_it_is_back(
+    cluster: Cluster, etcd: EmbeddedEtcd
+) -> None:
     cluster.launch()
-    with gateway(cluster) as running:
+    with gateway(cluster, ACCEL_GATEWAY_LEASE_SECONDS="2") as running:
         client, options = running.client()
-        etcd.pause(0)
-        try:
-            for _ in range(30):
+
+        def ask(seconds: float) -> None:
+            ends = time.monotonic() + seconds
+            while time.monotonic() < ends:
                 table = client.do_get(ticket("select count(*) n from sales"), options).read_all()
                 assert table["n"][0].as_py() == ROWS
+
+        etcd.pause(0)
+        try:
+            ask(5)
             client.authenticate_basic_token("ann", TOKEN)
         finally:
             etcd.resume(0)
+        ask(3)
         client.close()
 
 

@@ -329,6 +329,37 @@ def test_an_engine_answers_as_memory_does_and_the_receipt_says_why(
     assert code in receipt.reason
 
 
+def test_a_wait_that_would_be_too_long_is_spared_by_the_engine(
+    world: FallbackWorld, engine: EngineWorld
+) -> None:
+    expected = world.ask()
+    with_snapshot(world, engine)
+    world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_BREACH))
+    world.tenant("acme", Quota(concurrency=1))
+    world.wait_applied()
+    is_running, release = threading.Event(), threading.Event()
+
+    def block(_: Any) -> None:
+        is_running.set()
+        release.wait(20)
+
+    world.executors[0].before = block
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(world.ask)
+        try:
+            assert is_running.wait(10)
+            line = world.app._admission._queue.lines[TENANT]
+            line.ended, line.mean_seconds = 100, 60.0
+            assert not difference(expected, world.ask())
+            receipt = world.receipt()
+            assert (receipt.route, receipt.fallback) == ("olap", "breach")
+            assert "RESOURCE_EXHAUSTED" in receipt.reason
+            assert "would wait about 60000 ms" in receipt.reason
+        finally:
+            release.set()
+        assert not difference(expected, running.result(20))
+
+
 def test_a_lower_policy_does_not_ask_the_engine(world: FallbackWorld, engine: EngineWorld) -> None:
     world.declare_fallback(fallback_to(engine, FallbackPolicy.ON_MISS))
     small(max_scan_rows=10)(world)

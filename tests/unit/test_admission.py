@@ -149,6 +149,14 @@ def test_a_share_that_grows_lets_waiting_queries_in(watch: CallWatch) -> None:
     assert waiting.end().slot is not None
 
 
+def test_a_share_that_grows_by_the_clock_alone_is_noticed(watch: CallWatch) -> None:
+    share = 0
+    admission = Admission(limit=lambda _, __: share)
+    waiting = Waiting(admission, ACME, PATIENT, open_call(watch))
+    share = 1
+    assert waiting.end().slot is not None
+
+
 def test_a_share_that_shrinks_lets_nobody_in_until_enough_have_ended(watch: CallWatch) -> None:
     share = 3
     admission = Admission(limit=lambda _, __: share)
