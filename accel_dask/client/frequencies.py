@@ -19,6 +19,8 @@ _CALENDAR: Final = {
     "YS": "year", "YE": "year",
 }  # fmt: skip
 _AT_END: Final = frozenset(["W", "W-SUN", "ME", "QE", "YE"])
+_TRUNCATED: Final = {"D": "day", "1D": "day", "h": "hour", "1h": "hour", "min": "minute",
+                     "1min": "minute", "s": "second", "1s": "second"}  # fmt: skip
 _WRITTEN: Final = re.compile(r"(\d*)([A-Za-z]+(?:-[A-Z]+)?)")
 _DAY: Final = _MICROSECONDS["D"]
 
@@ -73,6 +75,10 @@ def fixed_microseconds(freq: Any) -> int:
 
 def floored(expr: Expr, freq: Any) -> Expr:
     """The timestamp `expr` rounded down to a fixed frequency, counted from 1970."""
+    unit = _TRUNCATED.get(parse(freq).text)
+    if unit is not None:
+        # What the planner finds rollups by, and engines know.
+        return call("date_trunc", dtypes.TIMESTAMP, expr, options=(unit,))
     step = fixed_microseconds(freq)
     here = operations.microseconds(expr)
     within = call("mod", dtypes.INT, here, literal(step))

@@ -459,8 +459,11 @@ def _date_part(values: Values, expr: Call) -> exp.Expr:
 
 def _date_trunc(values: Values, expr: Call) -> exp.Expr:
     (part,) = expr.options
-    found = values.of(expr.operands[0])
-    return sql.cast(sql.func("date_trunc", sql.text(part), found), expr.dtype.sql)
+    (operand,) = expr.operands
+    truncated = sql.func("date_trunc", sql.text(part), values.of(operand))
+    if operand.dtype.kind is expr.dtype.kind is Kind.TIMESTAMP:
+        return truncated
+    return sql.cast(truncated, expr.dtype.sql)
 
 
 def _local(values: Values, expr: Call) -> exp.Expr:
@@ -490,21 +493,21 @@ def _same(values: Values, expr: Call) -> exp.Expr:
 
 
 _BIN_ENDS: Final = {
-    "week": ("to_days", 6, 0),
-    "month": ("to_months", 1, 1),
-    "quarter": ("to_months", 3, 1),
-    "year": ("to_months", 12, 1),
+    "week": ("DAY", 6, 0),
+    "month": ("MONTH", 1, 1),
+    "quarter": ("MONTH", 3, 1),
+    "year": ("MONTH", 12, 1),
 }
 
 
 def _bin_end(values: Values, expr: Call) -> exp.Expr:
     """Midnight of the last day of the week, month, quarter or year that begins there."""
-    function, count, days_back = _BIN_ENDS[expr.options[0]]
+    unit, count, days_back = _BIN_ENDS[expr.options[0]]
     start = values.of(expr.operands[0])
-    end = sql.binary(exp.Add, start, sql.func(function, sql.number(count)))
+    end = sql.binary(exp.Add, start, sql.interval(count, unit))
     if not days_back:
         return end
-    return sql.binary(exp.Sub, end, sql.func("to_days", sql.number(days_back)))
+    return sql.binary(exp.Sub, end, sql.interval(days_back, "DAY"))
 
 
 _OPERATIONS: Final[dict[str, Callable[[Values, Call], exp.Expr]]] = {

@@ -19,7 +19,8 @@ from accel_dask.client.dtypes import DType, Kind
 
 _GENERATOR: Final = DuckDB()
 _ATOMS: Final = (exp.Column, exp.Literal, exp.Anonymous, exp.Cast, exp.Paren, exp.Coalesce,
-                 exp.Boolean, exp.Null, exp.Subquery, exp.Window, exp.Nullif)  # fmt: skip
+                 exp.Boolean, exp.Null, exp.Subquery, exp.Window, exp.Nullif,
+                 exp.Interval)  # fmt: skip
 
 
 def render(node: exp.Expr) -> str:
@@ -41,6 +42,10 @@ def func(text: str, *operands: exp.Expr) -> exp.Anonymous:
 
 def number(value: int) -> exp.Expr:
     return exp.Neg(this=exp.Literal.number(-value)) if value < 0 else exp.Literal.number(value)
+
+
+def interval(count: int, unit: str) -> exp.Expr:
+    return exp.Interval(this=exp.Literal.string(str(count)), unit=exp.Var(this=unit))
 
 
 def text(value: str) -> exp.Expr:

@@ -334,9 +334,9 @@ def test_arithmetic(
 
 
 @family(pick(["floordiv", "mod", "pow"]), pick(["i", "f", "g"]),
-        pick([2, 3, -3, 1.5, -0.5, "i", "f", 0]), pick([0, 1, 2, -1]))  # fmt: skip
+        pick([2, 3, -3, 1.5, -0.5, "i", "f", 0]), pick([0, 1, 2, -1, None]))  # fmt: skip
 def test_whole_division_remainders_and_rounding(
-    world: World, table: pa.Table, op: str, left: str, right: Any, digits: int
+    world: World, table: pa.Table, op: str, left: str, right: Any, digits: int | None
 ) -> None:
     import operator
 
@@ -346,7 +346,8 @@ def test_whole_division_remainders_and_rounding(
     def apply(df: Any, _: Any) -> Any:
         other = df[right] if isinstance(right, str) else right
         made = getattr(operator, op)(df[left], other)
-        return df.assign(x=made, r=df["f"].round(digits)).sort_values("row")[["x", "r"]]
+        rounded = df["f"] if digits is None else df["f"].round(digits)
+        return df.assign(x=made, r=rounded).sort_values("row")[["x", "r"]]
 
     both(world, table, apply)
 
@@ -429,13 +430,16 @@ PARTS = ["year", "month", "day", "hour", "minute", "second", "microsecond", "qua
 
 
 @family(pick(["t", "d", "z", "paris"]), pick(PARTS), pick(["floor", "normalize", "ceil"]),
-        pick(["D", "h", "15min", "s"]))  # fmt: skip
+        pick(["D", "h", "min", "15min", "s"]), st.booleans())  # fmt: skip
 def test_fields_of_times(
-    world: World, table: pa.Table, column: str, part: str, rounding: str, freq: str
+    world: World, table: pa.Table, column: str, part: str, rounding: str, freq: str, alone: bool
 ) -> None:
     def apply(df: Any, _: Any) -> Any:
         s = df["z"].dt.tz_convert("Europe/Paris") if column == "paris" else df[column]
         rounded = s.dt.normalize() if rounding == "normalize" else getattr(s.dt, rounding)(freq)
+        if alone:
+            made = df.assign(x=getattr(s.dt, part), r=rounded).sort_values("row")
+            return made[["x"] if freq == "15min" else ["r"]]
         out = df.assign(
             x=getattr(s.dt, part), r=rounded, week=s.dt.isocalendar().week,
             name=s.dt.day_name(), text=s.dt.strftime("%Y-%m-%d %H:%M:%S"),

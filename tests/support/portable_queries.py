@@ -99,6 +99,12 @@ select t.s as "Grün" from fact as t where id = 7
 select id from fact where n in (select k from fact) and (b or m > 0) order by id
 select k, sum(m * (1 - m)) as a, sum(m * (1 - m) * (1 + m)) as b from fact group by k order by k
 select sum(price * (1 - part)) as r, sum(price * (1 - part) * (1 + part)) as c, avg(price * part) as a from (select cast(n as decimal(15, 2)) as price, cast(k as decimal(15, 2)) as part from fact) t
+select id from fact where starts_with(s, 'a') or ends_with(s, 'b') or contains(s, '\') order by id
+select id, contains(s, '%') as a, starts_with(s, '') as b, ends_with(s, ' ') as c, not contains(s, '_') as d from fact order by id
+select k, bool_or(b) as a, bool_and(b) as c, coalesce(bool_or(n > 900), false) as e, bool_and(s <> 'a') as f from fact group by k order by k
+select bool_or(b) as a, bool_and(b) as c from fact where false
+select id, divide(n, 7) as a, divide(n, -7) as b, n % -7 as c, divide(n - n % 7, 7) as d, (n % 3) + (g % 1000) as e from fact order by id
+select id, ts + interval '1' month - interval '1' day as a, date_trunc('month', d) + interval '3' month as b from fact order by id
 select k, count(*) as c from fact where k in (select grp from dim where w > 1) and n in (select n from fact where b) group by k order by k
 """.splitlines()  # noqa: E501
     if line.strip()

@@ -13,6 +13,7 @@ from accel_dask.query_planner.portable.refusals import check_arguments, refuse, 
 from accel_dask.query_planner.portable.tree import Node, signed
 from accel_dask.query_planner.portable.types import (
     BIGINT,
+    BOOL,
     DATE,
     TEXT,
     TIMESTAMP,
@@ -154,6 +155,20 @@ def _concatenated(node: exp.Expr, read: Read) -> Node:
     return Node("concat", TEXT, (left, right))
 
 
+def _holds(before: str, after: str) -> Callable[[exp.Expr, Read], Node]:
+    """Whether a text begins, ends with or holds another that is written out: a LIKE."""
+
+    def read_test(node: exp.Expr, read: Read) -> Node:
+        check_arguments(node, "this", "expression")
+        value, part = read(node.this), read(node.expression)
+        if value.type != TEXT or part.type != TEXT or part.op != "literal":
+            refuse(told(node), "it takes a text, and one that is written out")
+        plain = "".join("\\" + one if one in "%_\\" else one for one in part.text)
+        return Node("like", BOOL, (value,), text=before + plain + after)
+
+    return read_test
+
+
 CALLS: Final[Mapping[type[exp.Expr], Callable[[exp.Expr, Read], Node]]] = MappingProxyType(
     {
         exp.TimestampTrunc: _truncated,
@@ -178,5 +193,8 @@ CALLS: Final[Mapping[type[exp.Expr], Callable[[exp.Expr, Read], Node]]] = Mappin
         exp.Substring: _substring,
         exp.Left: _left,
         exp.DPipe: _concatenated,
+        exp.StartsWith: _holds("", "%"),
+        exp.EndsWith: _holds("%", ""),
+        exp.Contains: _holds("%", "%"),
     }
 )

@@ -48,6 +48,7 @@ _ARITHMETIC: Final[dict[type[exp.Expr], tuple[str, str]]] = {
     exp.Mul: ("mul", "*"),
 }
 _AGGREGATES: Final = frozenset({exp.Count, exp.Sum, exp.Avg, exp.Min, exp.Max})
+_TRUTHS: Final = frozenset({exp.LogicalOr, exp.LogicalAnd})
 _KNOWN: Final = _AGGREGATES | {
     exp.Column, exp.Literal, exp.Boolean, exp.Null, exp.Paren, exp.Placeholder, exp.And, exp.Or,
     exp.Not, exp.Is, exp.Between, exp.In, exp.NullSafeEQ, exp.NullSafeNEQ, exp.Neg, exp.Div,
@@ -82,8 +83,12 @@ class Reader:
             return self._comparison(node)
         if type(node) in _ARITHMETIC:
             return self._arithmetic(node)
+        if isinstance(node, exp.Anonymous) and str(node.this).lower() == "divide":
+            return self._divided("intdiv", node, *node.expressions)
         if type(node) in CALLS:
             return CALLS[type(node)](node, self.read)
+        if type(node) in _TRUTHS:
+            return self._truth(node)
         if type(node) not in _KNOWN:  # not a kind of one of these either
             return refuse(told(node))
         match node:
@@ -272,14 +277,20 @@ class Reader:
 
     def _whole_division(self, node: exp.Expr) -> Node:
         check_arguments(node, "this", "expression")
-        value, divisor = adapted([self.read(node.this), self.read(node.expression)])
+        op = "mod" if isinstance(node, exp.Mod) else "intdiv"
+        return self._divided(op, node, node.this, node.expression)
+
+    def _divided(self, op: str, node: exp.Expr, *sides: exp.Expr) -> Node:
+        if len(sides) != 2:
+            refuse(told(node))
+        value, divisor = adapted([self.read(one) for one in sides])
         is_whole = value.type.kind is Kind.INT and divisor.type.kind is Kind.INT
         if not is_whole or divisor.op != "literal" or int(divisor.text) == 0 or value.is_wide:
             refuse(told(node), "only integers are divided so, by a number other than 0")
-        op = "mod" if isinstance(node, exp.Mod) else "intdiv"
         kind = arithmetic_type("+", value.type, divisor.type)
         assert kind is not None
-        return Node(op, kind, (value, divisor), size=value.size)
+        size = min(value.size, divisor.size) if op == "mod" else value.size
+        return Node(op, kind, (value, divisor), size=size)
 
     def _cast(self, node: exp.Cast) -> Node:
         check_arguments(node, "this", "to")
@@ -343,6 +354,20 @@ class Reader:
         if type(node.this) not in _AGGREGATES:
             refuse(told(node))
         return self._aggregate(node.this, self.condition(node.expression.this))
+
+    def _truth(self, node: exp.Expr) -> Node:
+        """bool_or and bool_and, by counting; NULL of no values."""
+        check_arguments(node, "this")
+        value = self.condition(node.this)
+        if contains_aggregate(value) or not reads_column(value):
+            refuse(told(node))
+        deciding = value if isinstance(node, exp.LogicalOr) else Node("not", BOOL, (value,))
+        one, zero = literals.integer(1), literals.integer(0)
+        found = Node("count", BIGINT, (_case_of([deciding], [one]),), size=63)
+        there = Node("count", BIGINT, (value,), size=63)
+        op = "gt" if isinstance(node, exp.LogicalOr) else "eq"
+        result = Node(op, BOOL, compared(found, zero, "="))
+        return _case_of([Node("gt", BOOL, compared(there, zero, ">"))], [result])
 
     def _aggregate(self, node: exp.Expr, where: Node | None) -> Node:
         check_arguments(node, "this", "big_int")
