@@ -209,8 +209,8 @@ def both(
         # pandas trips over empty bins, and over .str of what it made floats as all is missing.
         reject()
     except (ValueError, TypeError, ZeroDivisionError) as error:
-        if "RangeIndex" in str(error):
-            reject()
+        if "RangeIndex" in str(error) or "need at least one array" in str(error):
+            reject()  # pandas trips over no rows, and over groups all of which are missing
         expected_error = error
     ours = apply(put(world, table), apd)
     if expected_error is not None:
@@ -514,7 +514,12 @@ def test_groups_with_named_aggregates(
 def test_groups_by_several_keys(
     world: World, table: pa.Table, keys: list[str], which: int, dropna: bool
 ) -> None:
-    def apply(df: Any, _: Any) -> Any:
+    def unstacked(df: Any, module: Any) -> Any:
+        found = df.groupby(keys)["i"].sum().unstack()
+        # Where keys were missing pandas' columns are in the order of rows; ours are sorted.
+        return found.sort_index(axis=1) if module is pd else found
+
+    def apply(df: Any, module: Any) -> Any:
         groups = df.groupby(keys, dropna=dropna)
         return [
             lambda: groups["i"].sum(),
@@ -522,7 +527,7 @@ def test_groups_by_several_keys(
             lambda: groups.agg({"f": "mean", "i": "max"}),
             lambda: groups.size(),
             lambda: groups[["f", "i"]].count().reset_index(),
-            lambda: df.groupby(keys)["i"].sum().unstack(),
+            lambda: unstacked(df, module),
         ][which]()
 
     both(world, table, apply)
