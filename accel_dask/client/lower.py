@@ -78,6 +78,8 @@ class Compiled:
     is_single_row: bool
     columns: tuple[tuple[str, str], ...]
     """Table and column of everything that is read."""
+    sources: tuple[Scan | Text, ...]
+    """Whose columns' types the SQL rests on."""
 
 
 def compile_rows(
@@ -94,6 +96,7 @@ class _Lowering:
     def __init__(self) -> None:
         self._aliases = 0
         self._read: dict[tuple[str, str], None] = {}
+        self._sources: dict[Scan | Text, None] = {}
 
     def compile(self, rows: Node, columns: Sequence[tuple[str, Expr]], cap: int | None) -> Compiled:
         exprs = [expr for _, expr in columns]
@@ -108,7 +111,9 @@ class _Lowering:
         )  # fmt: skip
         tables = tuple(dict.fromkeys(table for table, _ in self._read))
         columns_read = tuple(one for one in self._read if one[1])
-        return Compiled(sql.render(tree), outputs, tables, is_single, columns_read)
+        return Compiled(
+            sql.render(tree), outputs, tables, is_single, columns_read, tuple(self._sources)
+        )
 
     def lower(self, node: Node, above: Sequence[Expr], *, is_top: bool = False) -> Select:
         """The SELECT of `node`, for what `above` needs of it."""
@@ -155,6 +160,7 @@ class _Lowering:
 
     def _scan(self, node: Scan, above: Sequence[Expr]) -> Select:
         alias = self._alias()
+        self._sources[node] = None
         self._read[node.table, ""] = None
         scope: dict[ScopeKey, Binding] = {}
         for name in _names_of(node, above):
@@ -164,6 +170,7 @@ class _Lowering:
 
     def _text(self, node: Text) -> Select:
         alias = self._alias()
+        self._sources[node] = None
         source = _aliased(exp.Subquery(this=exp.Var(this=node.sql)), alias)
         return Select(source, {(node, one.name): Reference(alias, one.name) for one in node.fields})
 

@@ -84,8 +84,8 @@ class Session:
         self.fallbacks = 0
         """Answers that came from the OLAP engine."""
         self._scans: dict[str, Scan] = {}
-        self._checked: dict[str, int] = {}
-        """Epoch of each dataset whose columns are those of its scan."""
+        self._seen: dict[tuple[bool, str], tuple[object, tuple[Field, ...]]] = {}
+        """Columns of datasets (true) and texts, and the epochs at which they were looked at."""
         self._snapshots = Snapshots()
         self._cache = AnswerCache()
 
@@ -118,7 +118,7 @@ class Session:
     def refresh(self) -> None:
         """Forget what is known of datasets' columns."""
         self._scans.clear()
-        self._checked.clear()
+        self._seen.clear()
 
     def _scan(self, name: str) -> Scan:
         schemas = self._transport.tables()
@@ -152,7 +152,7 @@ class Session:
         milliseconds = (time.perf_counter() - started) * 1000
         _check_rows(table.num_rows, cap)
         provenance = from_receipt(receipt, compiled.sql, rows=table.num_rows, ms=milliseconds)
-        self._note(provenance)
+        self._note(compiled, provenance)
         if pins is not None:
             limit = self.options.cache_bytes
             self._cache.put(compiled.sql, pins, table, provenance, limit)
@@ -172,7 +172,8 @@ class Session:
                 _check_rows(rows, cap)
                 yield pa.Table.from_batches([batch]), None
         milliseconds = (time.perf_counter() - started) * 1000
-        self._note(from_receipt(query.receipt(), compiled.sql, rows=rows, ms=milliseconds))
+        told = from_receipt(query.receipt(), compiled.sql, rows=rows, ms=milliseconds)
+        self._note(compiled, told)
 
     def _watched(self, compiled: Compiled, pins: Pins | None) -> Watched:
         name, headers = uuid.uuid4().hex, _query_headers(pins)
@@ -199,9 +200,9 @@ class Session:
         plan = self._transport.action("accel.explain", {"sql": compiled.sql})
         return f"SQL      {compiled.sql}\nreads    {columns}\nbound    {bound}\n\n{plan}"
 
-    def _note(self, provenance: Provenance) -> None:
+    def _note(self, compiled: Compiled, provenance: Provenance) -> None:
         self.last_query = provenance
-        self._check_columns(provenance)
+        self._check_columns(compiled, provenance)
         if provenance.route != "olap":
             return
         self.fallbacks += 1
@@ -222,31 +223,46 @@ class Session:
             case Fallback.ALLOW:
                 pass
 
-    def _check_columns(self, provenance: Provenance) -> None:
-        """What SQL a frame compiles to depends on types, and an epoch may bring others: they are
-        looked at again whenever an answer comes from another epoch than the one before.
+    def _check_columns(self, compiled: Compiled, provenance: Provenance) -> None:
+        """What SQL a frame compiles to depends on its sources' types, and an epoch may bring
+        others: they are looked at again whenever an answer comes from another epoch than the one
+        before, and compared with those that this very frame was made with.
 
         Raises:
             SchemaChanged: they are others.
         """
-        new = [
-            (name, epoch)
-            for name, epoch in provenance.epochs
-            if name in self._scans and self._checked.get(name) != epoch
-        ]
-        if not new:
-            return
-        schemas = self._transport.tables()
-        for name, epoch in new:
-            found = schemas.get(name)
-            now = () if found is None else _fields(found)
-            if not _is_compatible(self._scans[name].fields, now):
-                del self._scans[name]
-                raise SchemaChanged(
-                    f"the columns of {name} changed with epoch {epoch}: make the frame again from "
-                    f"session.table({name!r}), or call session.refresh()"
-                )
-            self._checked[name] = epoch
+        epochs = dict(provenance.epochs)
+        schemas: dict[str, pa.Schema] | None = None
+        for source in compiled.sources:
+            is_table = isinstance(source, Scan)
+            name = source.table if isinstance(source, Scan) else source.sql
+            at = epochs.get(name) if is_table else provenance.epochs
+            if not at:
+                continue
+            seen = self._seen.get((is_table, name))
+            if seen is None or seen[0] != at:
+                if is_table:
+                    schemas = self._transport.tables() if schemas is None else schemas
+                    found = schemas.get(name)
+                else:
+                    found = self._transport.describe(name)
+                seen = self._seen[is_table, name] = at, () if found is None else _fields(found)
+            if not _is_compatible(source.fields, seen[1]):
+                raise self._changed(source, provenance)
+
+    def _changed(self, source: Scan | Text, provenance: Provenance) -> SchemaChanged:
+        if isinstance(source, Scan):
+            self._scans.pop(source.table, None)
+            epoch = dict(provenance.epochs)[source.table]
+            return SchemaChanged(
+                f"the columns of {source.table} changed with epoch {epoch}: make the frame again "
+                f"from session.table({source.table!r}), or call session.refresh()"
+            )
+        used = ", ".join(f"{name}@{epoch}" for name, epoch in provenance.epochs)
+        return SchemaChanged(
+            f"the columns of a query changed with {used}: make the frame again from "
+            f"session.sql({source.sql[:60]!r})"
+        )
 
     # Snapshots
 

@@ -152,14 +152,20 @@ def test_columns_that_change_with_an_epoch_are_an_error_and_not_a_guess() -> Non
         made.serve("acme", {"flights": (1, [flights(1, 10)])})
         with connect(made.url, user="acme", token="secret-of-acme") as session:
             df = session.table("flights")
-            assert df.version.max() == 1
+            text = session.sql("SELECT id, version FROM flights WHERE id < 9")
+            text = text[text.id > 0]
+            assert df.version.max() == text.version.max() == 1
             other = flights(2, 10)
             other = other.set_column(3, "version", other["version"].cast("double"))
             made.serve("acme", {"flights": (2, [other])}, generation=2)
-            with pytest.raises(SchemaChanged, match="refresh"):
-                df.version.max()
+            for frame in (df, text):
+                with pytest.raises(SchemaChanged, match="make the frame again"):
+                    frame.version.max()
             session.refresh()
             assert session.table("flights").version.max() == 2.0
+            for frame in (df, text):  # which were made for other types
+                with pytest.raises(SchemaChanged, match="make the frame again"):
+                    frame[["version"]].compute()
     finally:
         made.close()
 
