@@ -227,6 +227,11 @@ class Admission:
                 return Demand(0, 0, 0)
             return Demand(line.running, line.running + len(line.waiting), line.take_peak())
 
+    def busy(self) -> set[TenantId]:
+        """Tenants who have asked something since their `demand` was last looked at."""
+        with self._lock:
+            return {tenant for tenant, line in self._queue.lines.items() if line.peak}
+
     def load(self, tenant: TenantId) -> tuple[int, int]:
         """Queries running and waiting."""
         with self._lock:

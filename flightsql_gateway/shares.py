@@ -39,7 +39,9 @@ _TICK_SECONDS: Final = 1.0
 _DRAIN_SECONDS: Final = 0.05
 """How often running queries are counted while a share is to shrink."""
 _PAUSE_SECONDS: Final = 0.02
-"""Between two rounds, however much happens."""
+"""Between two rounds, at least."""
+_REST: Final = 10
+"""So many times as long as a round took, too."""
 _MEMORY_SECONDS: Final = 2.0
 """How long a tenant's most queries at once are remembered as what it wants."""
 
@@ -71,6 +73,9 @@ class Shares:
         """Slots that the store has confirmed on this lease and that were not given up."""
         self._written: dict[TenantId, Revision] = {}
         self._wishes: dict[TenantId, _Wish] = {}
+        self._known: dict[TenantId, tuple[Revision, ...]] = {}
+        """Of the tenant and its shares, when its turn came last and all was well."""
+        self._gateways: tuple[GatewayId, ...] = ()
         self._view = ClusterView(0, {})
         self._wake = threading.Event()
         self._is_ready = threading.Event()
@@ -121,6 +126,7 @@ class Shares:
             if lease is self._lease:
                 return
             self._held = {}  # before the lease: what was confirmed was on another
+            self._known = {}
             self._lease = lease
         self._wake.set()
 
@@ -135,6 +141,7 @@ class Shares:
         while not self._is_closing:
             self._wake.wait(pause)
             self._wake.clear()
+            started = time.thread_time()
             try:
                 pause = _DRAIN_SECONDS if self.decide() else _TICK_SECONDS
             except AccelError as error:
@@ -143,7 +150,8 @@ class Shares:
             except Exception:  # without the thread no share would ever change
                 log.exception("a round of %s's shares failed", self._gateway)
                 pause = _TICK_SECONDS
-            time.sleep(_PAUSE_SECONDS)
+            # However many tenants there are, and whatever happens: a small part of a core.
+            time.sleep(max(_PAUSE_SECONDS, _REST * (time.thread_time() - started)))
 
     def decide(self) -> bool:
         """Look at all tenants once; True: some share has still to shrink."""
@@ -156,13 +164,20 @@ class Shares:
             if view.find(Gateway, (Gateway.KIND, self._gateway)) is None:
                 return True
         shares = shares_by_tenant(view)
-        tenants = [tenant.tenant for tenant in view.records(Tenant)]
-        self._admission.keep_only(tenants)
+        known = self._marks(view)
+        self._admission.keep_only(known)
         self._admission.limits_changed()  # a lease that was renewed late
         is_draining = has_failed = False
-        for tenant in tenants:
+        busy = self._admission.busy() | {t for t, wish in self._wishes.items() if wish.count}
+        for tenant, mark in known.items():
+            if tenant not in busy and self._known.get(tenant) == mark:
+                continue  # nobody asks here, and nothing has changed
+            self._known.pop(tenant, None)
             try:
-                is_draining |= self._look(view, lease, tenant, shares.get(tenant, ()))
+                if self._look(view, lease, tenant, shares.get(tenant, ())):
+                    is_draining = True
+                elif lease is self._lease:
+                    self._known[tenant] = mark
             except CommitConflict as error:
                 has_failed = True
                 log.debug("%s decides again: %s", self._gateway, error)
@@ -171,13 +186,25 @@ class Shares:
             self._is_ready.set()
         return is_draining or has_failed
 
+    def _marks(self, view: ClusterView) -> dict[TenantId, tuple[Revision, ...]]:
+        """What a tenant's division depends on, in short; of all tenants."""
+        gateways = tuple(gateway.gateway for gateway in view.records(Gateway))
+        if gateways != self._gateways:
+            self._gateways = gateways
+            self._known.clear()
+        revisions = {found.record.tenant: [found.mod_revision] for found in view.of(Tenant)}
+        for found in view.of(Share):
+            if found.record.tenant in revisions:
+                revisions[found.record.tenant].append(found.mod_revision)
+        return {tenant: tuple(found) for tenant, found in revisions.items()}
+
     def _look(
         self, view: ClusterView, lease: Lease, tenant: TenantId, shares: tuple[Share, ...]
     ) -> bool:
-        """One tenant; True: its share has still to shrink."""
+        """One tenant; True: it must be looked at again, whatever happens."""
         assert self._admission is not None
         if view.revision < self._written.get(tenant, 0):
-            return False  # the view does not have what was written last
+            return True  # the view does not have what was written last
         held = self._held.get(tenant, 0)
         holding = Holding(
             tenant=tenant,
@@ -227,7 +254,7 @@ class Shares:
         for tenant, found in shares.items():
             if view.tenant(tenant) is not None:
                 continue
-            for kept in (self._held, self._written, self._wishes):
+            for kept in (self._held, self._written, self._wishes, self._known):
                 kept.pop(tenant, None)
             for share in found:
                 if share.gateway == self._gateway:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections import Counter
@@ -215,6 +217,24 @@ def test_tenants_come_and_go_under_load_and_others_do_not_notice(
     assert kinds.keys() <= {Unauthenticated, *TOLD_IN_MID_QUERY}, guest.errors
     assert Unauthenticated in kinds
     assert load.errors == []
+
+
+def test_a_gateway_stopped_beyond_its_lease_gives_way_and_takes_part_again(
+    cluster: LocalAccelCluster, acme: str
+) -> None:
+    pid = cluster.pids()["gateway-1"]
+    with asking(cluster.gateway_urls[1], "acme", acme) as asked:
+        wait_more(asked)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            cluster.mirror.wait_for(lambda view: len(list(view.records(Gateway))) == 2, 30)
+            cluster.mirror.wait_for(lambda _: division(cluster) == [2, 2], 30)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        cluster.mirror.wait_for(lambda _: len(slots(cluster, "acme")) == 3, 30)
+        wait_more(asked)
+    assert asked.errors == []
+    assert check_history(cluster, "acme") > 10
 
 
 def test_the_share_of_a_killed_gateway_is_taken_over_within_its_lease(

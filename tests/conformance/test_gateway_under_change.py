@@ -7,6 +7,7 @@ import time
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from adbc_driver_flightsql import dbapi
 from gateway_world import World, flights, wait_until
@@ -248,6 +249,42 @@ def test_a_hung_executor_costs_no_more_than_the_deadline(world: World) -> None:
     release.set()
     wait_until(lambda: world.app.service.load("acme") == (0, 0))
     client.close()
+
+
+def test_a_slow_reader_loses_its_place_at_the_deadline(world: World) -> None:
+    rows = pa.table({"id": range(200_000), "text": ["x" * 100] * 200_000})
+    world.serve("acme", {"wide": (1, [rows])}, worker="w2")
+    world.tenant("acme", Quota(deadline_ms=700))
+    world.wait_applied()
+    client, options = world.client("acme", "secret-of-acme")
+    started = time.monotonic()
+    reader = client.do_get(ticket("select * from wide"), options)
+    reader.read_chunk()
+    assert world.app.service.load("acme") == (1, 0)
+    wait_until(lambda: world.app.service.load("acme") == (0, 0))
+    assert 0.5 < time.monotonic() - started < 2
+    with pytest.raises(flight.FlightTimedOutError, match="700 ms"):
+        reader.read_all()
+    client.close()
+
+
+def test_a_prepared_statement_has_one_deadline_for_queue_and_run(world: World) -> None:
+    world.tenant("acme", Quota(concurrency=1, deadline_ms=600, queue_wait_ms=5000))
+    world.wait_applied()
+    turns = threading.Semaphore(0)
+    with world.connect("acme", "secret-of-acme") as connection, connection.cursor() as cursor:
+        cursor.adbc_prepare("select count(*) from flights where id > ?")
+        world.executors[0].before = lambda _: turns.acquire(timeout=10) and None
+        first = Asking(world, "select 1 from flights limit 1", threads=1)
+        wait_until(lambda: world.app.service.load("acme") == (1, 0))
+        threading.Timer(0.3, turns.release).start()
+        started = time.monotonic()
+        with pytest.raises(dbapi.Error, match="600 ms"):
+            cursor.execute("select count(*) from flights where id > ?", (1,))
+        assert time.monotonic() - started < 1.5
+    for _ in range(20):
+        turns.release()
+    first.stop()
 
 
 def test_too_many_queries_are_told_to_come_back(world: World) -> None:
