@@ -8,7 +8,7 @@ DEMO_FLAGS = $(if $(ONCE),--once) $(if $(DATA),--data $(DATA)) $(if $(MASTERS),-
 export ACCEL_ETCD_ALLOW_FAULTY ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test parity check chaos bench format setup clean
+.PHONY: help demo examples test parity check chaos bench format setup clean
 
 help: ## show this help
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -16,6 +16,10 @@ help: ## show this help
 demo: ## real flights, two tenants, an epoch switched under load (ONCE=1 to end afterwards)
 	@scripts/setup.sh $(VENV) demo
 	@$(BIN)/accel-dask demo $(DEMO_FLAGS)
+
+examples: ## run the notebooks of examples/ on the demo's data, and store their outputs
+	@scripts/setup.sh $(VENV) test
+	$(BIN)/python scripts/run_examples.py
 
 test: ## every test but the slow fault injection
 	@scripts/setup.sh $(VENV) test

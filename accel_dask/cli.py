@@ -23,10 +23,10 @@ from rich.table import Table
 from accel_dask import admin
 from accel_dask.config import Settings, load_settings
 from accel_dask.current import (
-    Current,
     find_current,
     forget_current,
     home,
+    remember,
     require_current,
     write_current,
 )
@@ -48,7 +48,6 @@ from accel_dask.store.connect import open_store
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import read_view
 from accel_dask.suggest import ask_for_suggestions
-from accel_dask.worker_plugin.process_record import start_ticks
 
 app = typer.Typer(
     name="accel-dask",
@@ -156,7 +155,7 @@ def up(
     with _until_interrupted() as interrupted:
         try:
             cluster.start(lambda text: console.print(f"[dim]{text}[/]"))
-            _remember(cluster, _read_tokens(cluster.directory))
+            remember(cluster, _read_tokens(cluster.directory))
             console.print(f"gateway    {', '.join(cluster.gateway_urls)}")
             console.print(f"dashboard  {cluster.dashboard_url}")
             console.print("[bold]up until Ctrl-C[/]; in another terminal: accel-dask --help")
@@ -709,26 +708,11 @@ def _waits_for(view: ClusterView, dataset: DatasetId) -> str:
 def _remember_demo(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
     running = find_current()
     if running is None:
-        _remember(cluster, tokens)
+        remember(cluster, tokens)
         return
     console.print(
         f"another cluster runs in {running.directory}: accel-dask commands go to that one; to ask "
         "this one, give --gateway, --user and --token"
-    )
-
-
-def _remember(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
-    write_current(
-        Current(
-            pid=os.getpid(),
-            start_ticks=start_ticks(os.getpid()) or 0,
-            directory=str(cluster.directory),
-            config_file=str(cluster.directory / "accel.toml"),
-            gateways=cluster.gateway_urls,
-            dashboard=cluster.dashboard_url,
-            scheduler=cluster.scheduler_address,
-            tokens=tokens,
-        )
     )
 
 

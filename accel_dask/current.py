@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from accel_dask.errors import ConfigError
 from accel_dask.worker_plugin.process_record import start_ticks
+
+if TYPE_CHECKING:
+    from accel_dask.local import LocalAccelCluster
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +36,22 @@ class Current:
 def home() -> Path:
     """`ACCEL_HOME`, else `~/.accel-dask`."""
     return Path(os.environ.get("ACCEL_HOME") or Path.home() / ".accel-dask")
+
+
+def remember(cluster: LocalAccelCluster, tokens: dict[str, str]) -> None:
+    """Have `connect()` and the command line find `cluster`, which this process supervises."""
+    write_current(
+        Current(
+            pid=os.getpid(),
+            start_ticks=start_ticks(os.getpid()) or 0,
+            directory=str(cluster.directory),
+            config_file=str(cluster.directory / "accel.toml"),
+            gateways=cluster.gateway_urls,
+            dashboard=cluster.dashboard_url,
+            scheduler=cluster.scheduler_address,
+            tokens=tokens,
+        )
+    )
 
 
 def write_current(current: Current) -> None:

@@ -67,6 +67,9 @@ DASHBOARD: tuple[tuple[str, str], ...] = (
     ),
 )
 
+MEMORY_MIB = {AIRLINE: 768, WEATHER: 512}
+"""Of each tenant on a host."""
+
 CHECKSUM = (
     "SELECT count(*) AS n, sum(coalesce(dep_delay, 0)) AS delay, sum(flight) AS s FROM flights"
 )
@@ -123,16 +126,9 @@ class Demo:
 
     def _create_tenants(self, lakehouse: Lakehouse) -> None:
         self._step("Two tenants, each with its own quota, executor process and token")
-        for tenant, memory in ((AIRLINE, 768), (WEATHER, 512)):
-            quota = Quota(
-                memory_bytes_per_host=memory * MIB, executor_memory_bytes=(memory // 2) * MIB
-            )
-            self._tokens[tenant] = self._cluster.create_tenant(tenant, quota)
+        self._tokens = declare(self._cluster, lakehouse)
+        for tenant, memory in MEMORY_MIB.items():
             self._say(f"{tenant}: {memory} MiB per host, half of it for its executor")
-        for table in ("flights", "airlines", "airports", "planes"):
-            self._cluster.create_dataset(lakehouse.dataset(AIRLINE, table, shard_target_bytes=MIB))
-        for table in ("flights", "weather"):
-            self._cluster.create_dataset(lakehouse.dataset(WEATHER, table, shard_target_bytes=MIB))
 
     def _publish_all(self) -> None:
         self._step("Publish every dataset: plan, load, validate, READY")
@@ -335,6 +331,19 @@ class Demo:
 
     def _say(self, text: str) -> None:
         self._console.print(f"   {text}", highlight=False)
+
+
+def declare(cluster: LocalAccelCluster, lakehouse: Lakehouse) -> dict[str, str]:
+    """Create the demo's tenants and declare their datasets; the tenants' tokens."""
+    tokens = {}
+    for tenant, memory in MEMORY_MIB.items():
+        quota = Quota(memory_bytes_per_host=memory * MIB, executor_memory_bytes=(memory // 2) * MIB)
+        tokens[tenant] = cluster.create_tenant(tenant, quota)
+    for table in ("flights", "airlines", "airports", "planes"):
+        cluster.create_dataset(lakehouse.dataset(AIRLINE, table, shard_target_bytes=MIB))
+    for table in ("flights", "weather"):
+        cluster.create_dataset(lakehouse.dataset(WEATHER, table, shard_target_bytes=MIB))
+    return tokens
 
 
 @contextmanager
