@@ -114,6 +114,7 @@ def demo(
                 console.print("\n[bold]up until Ctrl-C[/]")
                 interrupted.wait()
         finally:
+            shown.close()
             _stop(cluster)
     if not every_step_held:
         raise typer.Exit(_INTERRUPTED)

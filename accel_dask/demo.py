@@ -20,12 +20,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from accel_dask import admin
+from accel_dask.connectors.olap.servers.processes import NotInstalled
+from accel_dask.connectors.olap.servers.sail import SailServer
 from accel_dask.demo_data import DIMENSIONS, NAMESPACE, Lakehouse, refresh_flights, write_lakehouse
-from accel_dask.errors import AccelError
+from accel_dask.errors import AccelError, EngineUnavailable
 from accel_dask.flight_client import FlightSession
 from accel_dask.local import LocalAccelCluster
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.epoch import Epoch
+from accel_dask.model.fallback import FallbackPolicy, FallbackSpec
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.tenant import MIB, Quota
 
@@ -74,6 +77,11 @@ CHECKSUM = (
     "SELECT count(*) AS n, sum(coalesce(dep_delay, 0)) AS delay, sum(flight) AS s FROM flights"
 )
 
+WHOLE_YEAR = (
+    "SELECT carrier, month(day) AS month, count(*) AS flights, sum(distance) AS miles "
+    "FROM flights GROUP BY carrier, month(day) ORDER BY carrier, month"
+)
+
 
 class StepFailed(AccelError):
     """A step of the demo did not hold."""
@@ -97,6 +105,7 @@ class Demo:
         self._tokens: dict[str, str] = {}
         self._started = time.monotonic()
         self._step_number = 0
+        self._engine: SailServer | None = None
 
     def run(self) -> None:
         """All steps.
@@ -116,7 +125,13 @@ class Demo:
         self._query(lakehouse)
         self._refresh_under_load(lakehouse)
         self._isolation()
+        self._fall_back(lakehouse)
         self._summary()
+
+    def close(self) -> None:
+        """End the engine, if one was started."""
+        if self._engine is not None:
+            self._engine.close()
 
     @property
     def tokens(self) -> dict[str, str]:
@@ -223,6 +238,37 @@ class Demo:
             _expect(texts[0] == texts[1], f"the two errors differ: {texts}")
         self._say(f"planes (of {AIRLINE}) and no_such_table give {WEATHER} the same error")
 
+    def _fall_back(self, lakehouse: Lakehouse) -> None:
+        self._step("A query beyond its bounds goes to the OLAP engine behind the dataset: Sail")
+        try:
+            engine = self._engine = SailServer()
+        except (NotInstalled, EngineUnavailable) as error:
+            self._say(f"[yellow]left out:[/] {error}")
+            return
+        engine.register("flights", lakehouse.table("flights").location())
+        options = {"uri": engine.uri, "table": "flights", "time_travel": "iceberg"}
+        spec = FallbackSpec(
+            engine=engine.kind,
+            policy=FallbackPolicy.ON_BREACH,
+            options=tuple(sorted(options.items())),
+        )
+        flights = DatasetId(TenantId(AIRLINE), "flights")
+        admin.change_fallback(self._cluster.store, flights, spec)
+        self._cluster.wait_routed()
+        self._say(f"the same Iceberg table behind {flights}, asked when memory must refuse")
+        with self._adbc(AIRLINE) as connection:
+            expected, memory_ms = _fetch(connection, WHOLE_YEAR)
+        with self._adbc(AIRLINE, max_scan_rows=100_000) as connection:
+            rows, engine_ms = _fetch(connection, WHOLE_YEAR)
+        receipt = self._receipts(AIRLINE)[0]
+        _expect(receipt["route"] == "olap", f"the engine was not asked: {receipt['reason']}")
+        _expect(rows == expected, "the engine's answer is not memory's")
+        _expect(receipt["is_pinned"] is True, "the engine did not read the served snapshot")
+        self._say(f"asked of memory: {len(expected)} rows in {memory_ms:.0f} ms")
+        self._say("asked again with x-accel-max-scan-rows: 100000")
+        self._say(f"why   {receipt['fallback']}: {receipt['reason']}")
+        self._say(f"[green]the same rows[/] in {engine_ms:.0f} ms by {receipt['engine']}")
+
     def _summary(self) -> None:
         self._console.rule("[bold green]every step held[/]")
         gateway = self._cluster.gateway_urls[0]
@@ -267,12 +313,18 @@ class Demo:
             self._cluster.mirror.wait_for(show, 120, "every dataset's epoch")
 
     @contextmanager
-    def _adbc(self, tenant: str) -> Iterator[Any]:
+    def _adbc(self, tenant: str, **limits: int) -> Iterator[Any]:
+        """A client's connection, with limits of its own below the tenant's."""
         from adbc_driver_flightsql import dbapi
+
+        headers = {
+            f"adbc.flight.sql.rpc.call_header.x-accel-{name.replace('_', '-')}": str(limit)
+            for name, limit in limits.items()
+        }
 
         with dbapi.connect(
             self._cluster.gateway_urls[0],
-            db_kwargs={"username": tenant, "password": self._tokens[tenant]},
+            db_kwargs={"username": tenant, "password": self._tokens[tenant], **headers},
             autocommit=True,
         ) as connection:
             yield connection
