@@ -17,7 +17,7 @@ class MariaDbServer:
     kind = "mysql"
     dialect = "mariadb"
 
-    def __init__(self) -> None:
+    def __init__(self, *options: str) -> None:
         """
         Raises:
             NotInstalled: it is not.
@@ -54,6 +54,7 @@ class MariaDbServer:
             "--innodb-buffer-pool-size=32M",
             "--innodb-flush-log-at-trx-commit=0",
             "--max-connections=50",
+            *options,
         ]
         process.start(argv, self._is_ready)
 
