@@ -159,9 +159,12 @@ class Race:
                 attempt.call.cancel()
 
     def ask_for_life(self, patience_seconds: float) -> None:
-        """Ask executors that have not been heard of for so long whether they are there."""
+        """Ask executors that have not been heard of for so long whether they are there. What one
+        query hears holds for all: an executor with many long queries is not asked for each."""
         now = time.monotonic()
         for attempt in self.open:
+            heard_at = self._clients.heard_at(attempt.route.address)
+            attempt.heard_at = max(attempt.heard_at, heard_at)
             if not attempt.is_asking and now - attempt.heard_at > patience_seconds:
                 attempt.is_asking = True
                 try:

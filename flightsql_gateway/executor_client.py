@@ -44,6 +44,7 @@ class ExecutorClients:
         self._clients: dict[str, flight.FlightClient] = {}
         self._in_flight: dict[str, int] = {}
         self._silent_until: dict[str, float] = {}
+        self._heard_at: dict[str, float] = {}
         self.connections: Final = Connections()
 
     def _client(self, address: str) -> flight.FlightClient:
@@ -52,7 +53,9 @@ class ExecutorClients:
             client = self._clients.get(address)
             if client is None:
                 while len(self._clients) >= _MAX_CLIENTS:  # executors that are long gone
-                    self._clients.pop(next(iter(self._clients)))
+                    gone = next(iter(self._clients))
+                    del self._clients[gone]
+                    self._heard_at.pop(gone, None)
                 client = flight.FlightClient(address, generic_options=_OPTIONS)
                 self._clients[address] = client
             return client
@@ -62,16 +65,19 @@ class ExecutorClients:
         self.connections.forget(route)
         with self._lock:
             self._clients.pop(route.address, None)
+            self._heard_at.pop(route.address, None)
 
     def _drop(self, address: str, client: flight.FlightClient) -> None:
         """The next ping connects afresh."""
         with self._lock:
             if self._clients.get(address) is client:
                 del self._clients[address]
+                self._heard_at.pop(address, None)
 
     def is_answering(self, address: str) -> bool:
         """Ask the executor at `address` whether it is there. Blocks up to `PING_SECONDS`."""
         client = self._client(address)
+        asked_at = time.monotonic()
         try:
             list(client.do_action(_PING, flight.FlightCallOptions(timeout=PING_SECONDS)))
         except (flight.FlightTimedOutError, flight.FlightUnavailableError) as error:
@@ -86,7 +92,13 @@ class ExecutorClients:
             log.debug("ping of %s: %s", address, error)
         with self._lock:
             self._silent_until.pop(address, None)
+            if self._clients.get(address) is client:
+                self._heard_at[address] = asked_at
         return True
+
+    def heard_at(self, address: str) -> float:
+        """Monotonic seconds at which the last ping that it answered was sent; 0: none was."""
+        return self._heard_at.get(address, 0.0)
 
     def was_silent(self, address: str) -> bool:
         """Whether a ping of it went unanswered a moment ago."""

@@ -155,8 +155,9 @@ class StreamWatch:
     def _look(self) -> None:
         now = time.monotonic()
         for stream in self.waiting.copy():
-            silent = now - stream.heard_at
             address = stream.executor.address
+            stream.heard_at = max(stream.heard_at, self._clients.heard_at(address))
+            silent = now - stream.heard_at
             if silent > LOST_SECONDS:
                 log.warning("the executor at %s is silent for %.1f s", address, silent)
                 stream.lose()
