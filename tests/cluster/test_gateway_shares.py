@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from pyarrow import flight
+from store_support import FaultyProxy
 from whole_cluster import CHECK, Lakehouse, querying, wait_until
 
 from accel_dask import admin
@@ -20,6 +23,7 @@ from accel_dask.errors import (
     AccelError,
     NotResident,
     ResourceExhausted,
+    StoreUnavailable,
     Unauthenticated,
     UnknownTable,
 )
@@ -234,6 +238,52 @@ def test_a_gateway_stopped_beyond_its_lease_gives_way_and_takes_part_again(
         cluster.mirror.wait_for(lambda _: len(slots(cluster, "acme")) == 3, 30)
         wait_more(asked)
     assert asked.errors == []
+    assert check_history(cluster, "acme") > 10
+
+
+@contextmanager
+def gateway_behind(proxy: FaultyProxy, cluster: LocalAccelCluster) -> Iterator[str]:
+    """The URL of one more gateway, which reaches the store through `proxy`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flightsql_gateway", "--port", "0"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "ACCEL_CONFIG": str(cluster.directory / "accel.toml"),
+            "ACCEL_STORE_ENDPOINTS": proxy.address,
+        },
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().split()[1]
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_gateway_that_alone_is_cut_off_from_the_store_is_refused_by_executors(
+    cluster: LocalAccelCluster, acme: str
+) -> None:
+    with (
+        FaultyProxy(cluster.etcd.endpoints[0]) as proxy,
+        gateway_behind(proxy, cluster) as url,
+        asking(url, "acme", acme) as asked,
+    ):
+        cluster.mirror.wait_for(lambda _: len(slots(cluster, "acme")) == 4, 30)
+        wait_more(asked)
+        assert asked.errors == []
+        proxy.black_hole = True
+        cluster.mirror.wait_for(lambda _: len(slots(cluster, "acme")) == 3, 30)
+        wait_until(lambda: len(asked.errors) > 3, 30)
+        told = {type(error) for error in asked.errors}
+        assert told <= {StoreUnavailable, ResourceExhausted}, asked.errors
+        assert StoreUnavailable in told
+        assert "another gateway" in str(asked.errors[-1])
+        proxy.black_hole = False
+        proxy.cut()
+        cluster.mirror.wait_for(lambda _: len(slots(cluster, "acme")) == 4, 60)
+        wait_more(asked)
     assert check_history(cluster, "acme") > 10
 
 
