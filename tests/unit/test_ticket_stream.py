@@ -313,20 +313,40 @@ def test_an_executor_closes_on_garbage_and_goes_on_for_others() -> None:
         assert len(here.is_gone) == 1
 
 
-def test_connections_beyond_their_number_are_refused_until_others_end(
+def test_connections_beyond_their_number_are_refused_while_all_are_in_use(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ticket_server, "MAX_CONNECTIONS", 2)
-    with site(lambda _: Answering([ROWS])) as here:
-        calls = [here.send(), here.send()]
-        for call in calls:
-            frames(call)
+    answered = threading.Event()
+    answering = Answering([ROWS], before=lambda _: answered.wait(DEADLINE) and None)
+    with site(lambda _: answering) as here:
+        calls = []
+        for _ in range(2):
+            here.asked.clear()
+            calls.append(here.send())
+            assert here.asked.wait(DEADLINE)
         third = here.send()
         with pytest.raises(ExecutorUnavailable):
             third.read()
         third.close()
-        calls[0].close()
+        answered.set()
+        for call in calls:
+            assert rows_of(frames(call)).num_rows == 3
+            call.close()
         assert rows_of(frames(here.send())).num_rows == 3
+
+
+def test_idle_connections_of_others_are_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ticket_server, "MAX_CONNECTIONS", 2)
+    with site(lambda _: Answering([ROWS])) as here:
+        strangers = [socket.create_connection(("127.0.0.1", here.server.port)) for _ in range(9)]
+        for number in range(3):
+            others = Connections()
+            call = others.send(here.route, b"ticket")
+            assert rows_of(frames(call)).num_rows == 3, number
+            call.close()
+        for stranger in strangers:
+            stranger.close()
 
 
 def test_a_gateway_that_reads_nothing_holds_its_thread_no_longer_than_the_query_has(

@@ -76,6 +76,8 @@ class TicketServer:
         self.port: Final[int] = self._listener.getsockname()[1]
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._idle: dict[socket.socket, None] = {}
+        """Those of `_open` that wait for a ticket, the longest first."""
         threading.Thread(target=self._accept, name="tickets", daemon=True).start()
 
     def close(self) -> None:
@@ -105,10 +107,11 @@ class TicketServer:
 
     def _start(self, connection: socket.socket) -> bool:
         with self._lock:
-            if len(self._open) >= MAX_CONNECTIONS:
-                log.warning("%d connections are open; one more is refused", len(self._open))
+            if len(self._open) >= MAX_CONNECTIONS and not self._end_one_idle():
+                log.warning("%d connections are in use; one more is refused", len(self._open))
                 return False
             self._open.add(connection)
+            self._idle[connection] = None
         try:
             threading.Thread(
                 target=self._serve, args=(connection,), name="ticket", daemon=True
@@ -119,9 +122,31 @@ class TicketServer:
             return False
         return True
 
+    def _end_one_idle(self) -> bool:
+        """End the connection that has waited longest: what gateways keep for later, or strangers
+        hold, is in nobody's way. False: all are in use. The lock is held."""
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        del self._idle[longest]
+        self._open.discard(longest)
+        end(longest)
+        return True
+
     def _ended(self, connection: socket.socket) -> None:
         with self._lock:
             self._open.discard(connection)
+            self._idle.pop(connection, None)
+
+    def _is_taken_up(self, connection: socket.socket) -> bool:
+        """From here on it is in use; False: it was ended before."""
+        with self._lock:
+            return self._idle.pop(connection, connection) is None
+
+    def _keep(self, connection: socket.socket) -> None:
+        with self._lock:
+            if connection in self._open:
+                self._idle[connection] = None
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -132,8 +157,11 @@ class TicketServer:
                     frame = reader.read()
                     if frame.kind is not FrameKind.TICKET:
                         raise InvariantViolated(f"{frame.kind.name} is not for executors")
+                    if not self._is_taken_up(connection):
+                        raise _Gone("it was ended for another one")
                     self._answer_one(connection, bytes(frame.payload), time.monotonic())
                     del frame
+                    self._keep(connection)
         except ExecutorUnavailable as error:
             log.debug("a connection ended: %s", error)
         except (_Gone, OSError, InvariantViolated) as error:
