@@ -27,6 +27,9 @@ _GONE: Final = (
     "the database system is", "io:", "connection", "unauthenticated",
 )  # fmt: skip
 
+_BROKEN: Final = "driver is in unknown state"
+"""Said by a driver in Go after a panic, as some nonsense on the wire gives; it never recovers."""
+
 
 class AdbcEngine:
     """Common to both: a pool of DBAPI connections, and answers streamed from a cursor."""
@@ -142,6 +145,9 @@ def _close_quietly(thing: Any) -> None:
 
 def _told(error: BaseException) -> str:
     text = " ".join(str(error).split())
+    if _BROKEN in text:
+        log.critical("a driver broke, for all engines of its kind in this process: %s", text)
+        return f"its driver broke in this process; restart the gateway ({text[:200]})"
     return text[:400] or type(error).__name__
 
 
