@@ -2,8 +2,8 @@
 
     python benchmarks/query.py [--scale 1] [--rounds 30] [--seconds 5]
 
-One tenant on one host, and another on four. Twelve dashboard queries and one-row lookups are asked
-of
+A tenant on one host, then beside it another on four. Twelve dashboard queries and one-row lookups
+are asked of
 
     duckdb   DuckDB in this process, each table a sorted, compressed one in a file on tmpfs
     shards   DuckDB in this process, each table a view over the tenant's own shard files
@@ -413,10 +413,10 @@ def throughputs(
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
-def judge(judged: list[Any], rates: dict[str, float], hosts: int) -> bool:
+def judge(judged: list[Any], over_hosts: list[Any], rates: dict[str, float], hosts: int) -> bool:
     limits = Limits()
     print("\nLimits")
-    for kind, times, added in judged:
+    for kind, _, added in judged:
         extra = added["flight"].all(list(QUERIES))
         limits.check(
             f"added by the gateway, Flight, P50 ms ({kind})", percentile(extra, 0.5), ADDED_P50_MS
@@ -424,22 +424,22 @@ def judge(judged: list[Any], rates: dict[str, float], hosts: int) -> bool:
         limits.check(
             f"added by the gateway, Flight, P99 ms ({kind})", percentile(extra, 0.99), ADDED_P99_MS
         )
-        if hosts > 1:
-            small = [
-                query
-                for query in QUERIES
-                if percentile(times["duckdb"].by_query[query], 0.5) < SMALL_MS
-            ]
-            ratios = [
-                percentile(times["spread"].by_query[query], 0.5)
-                / percentile(times["flight"].by_query[query], 0.5)
-                for query in small
-            ]
-            limits.check(
-                f"{hosts} hosts / 1, geomean of {len(small)} small queries ({kind})",
-                statistics.geometric_mean(ratios),
-                FOUR_HOSTS_AT_MOST,
-            )
+    for kind, times, _ in over_hosts:
+        small = [
+            query
+            for query in QUERIES
+            if percentile(times["duckdb"].by_query[query], 0.5) < SMALL_MS
+        ]
+        ratios = [
+            percentile(times["spread"].by_query[query], 0.5)
+            / percentile(times["flight"].by_query[query], 0.5)
+            for query in small
+        ]
+        limits.check(
+            f"{hosts} hosts / 1, geomean of {len(small)} small queries ({kind})",
+            statistics.geometric_mean(ratios),
+            FOUR_HOSTS_AT_MOST,
+        )
     print(
         f"  for comparison, {CLIENTS} clients through the gateway / DuckDB over the shard files: "
         f"{rates['flight'] / rates['shards']:.2f}"
@@ -477,10 +477,6 @@ def main() -> int:
             "flight": lambda: asks_flight(cluster, token),
             "adbc": lambda: asks_adbc(cluster, token),
         }
-        spread: dict[str, Callable[[], Any]] = {}
-        if told.hosts > 1:
-            others, other_token = start(stack, told.hosts, told.scale, quota)
-            spread = {"spread": lambda: asks_flight(others, other_token)}
         directory = stack.enter_context(
             tempfile.TemporaryDirectory(prefix="accel-benchmark-", dir="/dev/shm")
         )
@@ -495,10 +491,18 @@ def main() -> int:
             f"TPC-H SF {told.scale:g}, load average {os.getloadavg()[0]:.1f} "
             f"on {os.cpu_count()} cores"
         )
-        asked = {name: stack.enter_context(make()) for name, make in {**makers, **spread}.items()}
+        asked = {name: stack.enter_context(make()) for name, make in makers.items()}
         judged = latencies(asked, plain, told.rounds)
         rates = throughputs(makers, plain, told.seconds)
-        return 0 if judge(judged, rates, told.hosts) else 1
+        over_hosts: list[Any] = []
+        if told.hosts > 1:
+            # Only now: a second cluster's own work is felt on a machine of few cores.
+            others, other_token = start(stack, told.hosts, told.scale, quota)
+            spread = stack.enter_context(asks_flight(others, other_token))
+            few = {"duckdb": asked["duckdb"], "flight": asked["flight"], "spread": spread}
+            print(f"\n{told.hosts} hosts")
+            over_hosts = latencies(few, plain, told.rounds)
+        return 0 if judge(judged, over_hosts, rates, told.hosts) else 1
 
 
 if __name__ == "__main__":
