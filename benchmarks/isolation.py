@@ -1,7 +1,7 @@
 """What a tenant sees of another one's worst day: latency of its dashboards, alone and beside it.
 
     python benchmarks/isolation.py [--seconds 15] [--rows 6000000] [--policy default]
-        [--noise heavy] [--plot FILE] [--json FILE]
+        [--noise heavy] [--plot FILE] [--json FILE] [--markdown]
 
 The drill that `accel-dask drill noisy-neighbour` runs, on a cluster of its own for each policy: the
 default one, equal fixed weights, nice values alone, a process each without weights, and one DuckDB
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from accel_dask.drill.drill import Plan, drill
 from accel_dask.drill.plot import plot
-from accel_dask.drill.report import as_data, meanwhile
+from accel_dask.drill.report import as_data, caption, meanwhile
 from accel_dask.drill.site import DrillSite, Target
 from accel_dask.drill.verdicts import Attack, Limits, Measured, Verdict, verdicts
 from accel_dask.local import LocalAccelCluster
@@ -98,6 +98,19 @@ def run_policy(policy: Policy, plan: Plan, rows: int) -> list[Measured]:
     return measured
 
 
+def markdown(policy: Policy, measured: list[Measured]) -> Iterator[str]:
+    """Lines of the table in docs/benchmarks.md."""
+    for one in measured:
+        p50, p95, p99 = (f"{one.victim.percentile(share):.1f}" for share in (0.5, 0.95, 0.99))
+        limit = f"<= {policy.limit:g} x" if policy.limit and one.attack else ""
+        other = f"{one.waits.others_cores:.2f}" if one.waits else ""
+        ratio = f"{one.ratio:.2f} x" if one.attack else ""
+        yield (
+            f"| {policy.name} | {one.name} | {p50} / {p95} / {p99} | {ratio} | {limit} "
+            f"| {meanwhile(one)} | {other} |"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
@@ -107,6 +120,7 @@ def main() -> None:
     parser.add_argument("--noise", type=Attack, action="append", help="only this; may be repeated")
     parser.add_argument("--plot", type=Path, help="picture of the first policy")
     parser.add_argument("--json", type=Path, help="all figures")
+    parser.add_argument("--markdown", action="store_true", help="the table for the docs, too")
     options = parser.parse_args()
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     print(
@@ -116,17 +130,22 @@ def main() -> None:
     chosen = [policy for policy in POLICIES if (options.policy or "") in policy.name]
     found: list[tuple[Policy, Verdict]] = []
     data = {}
+    head = "policy|victim beside|p50 / p95 / p99 ms|against alone|limit|noisy tenant|other cores"
+    rows = [f"|{head}|", "|---" * 7 + "|"]
     for policy in chosen:
         attacks = tuple(options.noise) if options.noise else policy.attacks
         plan = Plan(attacks=attacks, seconds=options.seconds, rate=options.rate)
         measured = run_policy(policy, plan, options.rows)
         found += [(policy, verdict) for verdict in verdicts(measured, policy.limits)]
         data[policy.name] = as_data(measured, policy.limits, rows=options.rows)
+        rows += markdown(policy, measured)
         if options.plot and policy is chosen[0]:
-            plot(measured, policy.limits, options.plot, f"policy: {policy.name}")
+            plot(measured, policy.limits, options.plot, caption(data[policy.name]))
     for policy, verdict in found:
         held = "held" if verdict.has_held else "NOT HELD"
         print(f"{held}: {policy.name}: {verdict.text}")
+    if options.markdown:
+        print(*rows, sep="\n")
     if options.json:
         options.json.write_text(json.dumps(data, indent=1) + "\n")
     if not all(verdict.has_held for _, verdict in found):

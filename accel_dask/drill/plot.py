@@ -80,7 +80,7 @@ def _percentiles(axes: Any, measured: Sequence[Measured], limits: Limits) -> Non
     for place, one in enumerate(attacked):
         held = all(v.has_held for v in verdicts([one], limits))
         axes.bar(place, one.ratio, width=0.55, color=_CALM if held else _OVER)
-        kept = f"\nnoisy keeps {one.kept:.0%}" if one.kept is not None else ""
+        kept = f"\nkeeps {one.kept:.0%}" if one.kept is not None else ""
         axes.annotate(
             f"{one.ratio:.2f} x{kept}",
             (place, one.ratio),

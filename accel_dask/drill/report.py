@@ -71,6 +71,15 @@ def as_data(measured: Sequence[Measured], limits: Limits, *, rows: int) -> dict[
     }
 
 
+def caption(data: dict[str, Any]) -> str:
+    """When and where `data` was measured, in a line."""
+    machine = data["machine"]
+    return (
+        f"{data['taken_at'][:10]}, {machine['cores']} cores, Linux {machine['kernel']}, "
+        f"{data['rows']:,} rows a tenant; keeps: of the noisy tenant's throughput"
+    )
+
+
 def _measured(one: Measured) -> dict[str, Any]:
     waits = one.waits
     return {

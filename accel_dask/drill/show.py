@@ -13,7 +13,7 @@ from rich.table import Table
 
 from accel_dask.drill.drill import Plan, drill
 from accel_dask.drill.plot import plot as save_plot
-from accel_dask.drill.report import as_data, table
+from accel_dask.drill.report import as_data, caption, table
 from accel_dask.drill.site import DrillSite
 from accel_dask.drill.verdicts import Limits, Measured, verdicts
 from accel_dask.model.member import Worker
@@ -76,12 +76,7 @@ def show_drill(
         console.print(str(verdict), style=style, highlight=False, markup=False)
     data = as_data(shown.measured, limits, rows=site.rows)
     if plot is not None:
-        machine = data["machine"]
-        caption = (
-            f"{data['taken_at'][:10]}, {machine['cores']} cores, Linux {machine['kernel']}, "
-            f"{site.rows:,} rows a tenant"
-        )
-        save_plot(shown.measured, limits, plot, caption)
+        save_plot(shown.measured, limits, plot, caption(data))
         console.print(f"picture in {plot}")
     _write_json(json_file, data)
     return all(verdict.has_held for verdict in results)

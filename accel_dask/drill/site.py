@@ -155,7 +155,7 @@ class DrillSite:
         concurrency = 4 if tenant == VICTIM else 8
         return Quota(
             memory_bytes_per_host=memory,
-            executor_memory_bytes=memory * 2 // 5,
+            executor_memory_bytes=memory * 3 // 5,
             concurrency=12 if self._shares_one_tenant else concurrency,
             queue_wait_ms=60_000,
             deadline_ms=60_000,
