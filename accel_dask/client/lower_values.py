@@ -220,8 +220,18 @@ def _comparison(values: Values, expr: Call, wanted: bool) -> exp.Expr:
         return _compared(values, op, left, right, guarded, may_null=may_null)
     if not may_null and guarded is None:
         return sql.binary(_COMPARISONS[_OPPOSITES[op]], values.of(left), values.of(right))
+    sides = [one for one in (left, right) if one.may_null]
+    if guarded is None and not (left.may_nan or right.may_nan) and all(map(_is_plain, sides)):
+        # Raw, so that shards are pruned by it.
+        opposite = sql.binary(_COMPARISONS[_OPPOSITES[op]], values.of(left), values.of(right))
+        return sql.connect(exp.Or, [opposite, *(sql.is_null(values.of(one)) for one in sides)])
     found = _compared(values, op, left, right, guarded, may_null=may_null)
     return sql.coalesce(sql.negation(found), sql.boolean(True))
+
+
+def _is_plain(expr: Expr) -> bool:
+    """Whether it costs nothing to name it twice."""
+    return isinstance(expr, Column | Literal)
 
 
 def _guarded(op: str, left: Expr, right: Expr) -> Expr | None:
