@@ -106,7 +106,10 @@ class Execution:
                 if time.monotonic() + pause >= give_up_at or run.lost >= MAX_LOST:
                     raise
                 log.info("query %s waits for an executor: %s", order.query_id, error)
+                waits_for = error
             self._routing.wait_newer(table, pause)
+            if time.monotonic() >= give_up_at:  # woken late: this says more than the deadline
+                raise waits_for
             pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 
 
