@@ -20,7 +20,8 @@ from pyarrow import flight
 
 from accel_dask.codec import decode
 from accel_dask.config import GatewaySettings
-from accel_dask.errors import ExecutorUnavailable, InvalidQuery
+from accel_dask.errors import AccelError, ExecutorUnavailable, InvalidQuery
+from accel_dask.flight_errors import to_flight
 from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.epoch import Epoch, EpochState, ShardSummary, StoryLine
 from accel_dask.model.executor import Attachment, Executor, ExecutorPlan, ExecutorState
@@ -56,7 +57,7 @@ class FakeAnswer:
 
 
 class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
-    """One generation: tables per shard in one DuckDB. Flight answers pings only."""
+    """One generation: tables per shard in one DuckDB."""
 
     def __init__(self, tenant: str, key: bytes, shards: dict[ShardId, pa.Table]) -> None:
         self.tenant = tenant
@@ -107,6 +108,14 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
             raise InvalidQuery(str(error).split("\n", maxsplit=1)[0]) from error
         batches = [] if order.describe_only else table.to_batches(1000)
         yield FakeAnswer(table.schema, batches, started_at + order.timeout_ms / 1000, self.between)
+
+    def do_get(self, context: Any, ticket: Any) -> Any:
+        """As for peers, and for clients with a ticket of their own."""
+        try:
+            with self._answer(ticket.ticket, lambda: False, time.monotonic()) as answer:
+                return flight.GeneratorStream(answer.schema, iter(answer))
+        except AccelError as error:
+            raise to_flight(error) from None
 
     def do_action(self, context: Any, action: Any) -> Any:
         return iter([])
