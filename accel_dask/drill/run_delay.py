@@ -85,8 +85,8 @@ class RunDelay:
         self._sums: dict[str, CpuWait] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="run-delay", daemon=True)
-        self._started = 0.0
-        self._idle = 0.0
+        self._started = self._idle = 0.0
+        self._seconds = self._busy = 0.0
 
     def __enter__(self) -> Self:
         self._look(counts=False)
@@ -98,14 +98,15 @@ class RunDelay:
         self._done.set()
         self._thread.join()
         self._look()
+        self._seconds = max(_uptime() - self._started, 1e-3)
+        idle = idle_seconds() - self._idle
+        self._busy = (os.cpu_count() or 1) * self._seconds - idle
 
     def waits(self) -> Waits:
         """After the end."""
-        seconds = max(_uptime() - self._started, 1e-3)
-        busy = (os.cpu_count() or 1) * seconds - (idle_seconds() - self._idle)
         ours = sum(wait.cpu for wait in self._sums.values())
         by_role = {role: wait for role, wait in self._sums.items() if role != _CLIENTS}
-        return Waits(seconds, by_role, max(0.0, busy - ours) / seconds)
+        return Waits(self._seconds, by_role, max(0.0, self._busy - ours) / self._seconds)
 
     def _run(self) -> None:
         while not self._done.wait(_SAMPLE_SECONDS):

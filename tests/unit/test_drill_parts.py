@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +16,14 @@ from accel_dask.drill.arrivals import arrivals, filled, percentile
 from accel_dask.drill.loads import Seen
 from accel_dask.drill.plot import plot
 from accel_dask.drill.report import as_data, table
-from accel_dask.drill.run_delay import CpuWait, Waits, descendants, parse_schedstat, role_of
+from accel_dask.drill.run_delay import (
+    CpuWait,
+    RunDelay,
+    Waits,
+    descendants,
+    parse_schedstat,
+    role_of,
+)
 from accel_dask.drill.verdicts import Attack, Limits, Measured, verdicts
 from accel_dask.drill.workload import DASHBOARD, HEAVY, HOGS, LOOKUPS
 from accel_dask.errors import ConfigError
@@ -120,6 +129,15 @@ def test_waits_are_told_longest_first() -> None:
         "waited for a core: etcd 100 ms/s (0.01 cores), gateway 10 ms/s (0.20 cores); "
         "other work 0.25 cores"
     )
+
+
+def test_time_after_the_end_does_not_count() -> None:
+    with RunDelay(lambda: (os.getpid(),), lambda: {os.getpid(): "this"}) as delay:
+        sum(i * i for i in range(300_000))
+    first = delay.waits()
+    time.sleep(0.05)
+    assert delay.waits() == first
+    assert first.by_role["this"].cpu > 0
 
 
 @pytest.mark.parametrize(
