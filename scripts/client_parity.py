@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+COUNTS = ROOT / ".parity-counts.jsonl"
+"""What `make parity` counted on the way; without it the table of engines is not written."""
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import dask.dataframe as dd  # noqa: E402
@@ -48,8 +51,38 @@ def main() -> None:
         written = probe.replace("|", "\\|")
         lines.append(f"| `{written}` | {ours} | {other} |")
     out = ROOT / "docs" / "client-parity.md"
-    out.write_text(_page(lines, totals), encoding="utf-8")
+    out.write_text(_page(lines, totals) + _engines(COUNTS), encoding="utf-8")
     sys.stdout.write(f"{totals}\n")
+
+
+def _engines(counts: Path) -> str:
+    """How many random examples of each family engines answered, all of them as pandas."""
+    if not counts.exists():
+        return ""
+    told = [json.loads(line) for line in counts.read_text(encoding="utf-8").splitlines()]
+    routes = [one for one in dict.fromkeys(row["route"] for row in told) if one != "memory"]
+    cells: dict[str, dict[str, str]] = {}
+    for row in told:
+        total = row["answered"] + row["refused"]
+        cells.setdefault(row["family"], {})[row["route"]] = f"{row['answered']} of {total}"
+    head = [
+        "",
+        "## Families of operations at OLAP engines",
+        "",
+        "Random examples of `tests/property/test_client_against_pandas.py` that the portable",
+        "subset lets through, all answered as pandas does; others are refused with the reason.",
+        "",
+        f"| family | {' | '.join(routes)} |",
+        "|---|" + "---|" * len(routes),
+    ]
+    lines = [
+        f"| {name.removeprefix('test_').replace('_', ' ')} | "
+        + " | ".join(found.get(route, "") for route in routes)
+        + " |"
+        for name, found in sorted(cells.items())
+        if any(route in found for route in routes)
+    ]
+    return "\n".join([*head, *lines]) + "\n"
 
 
 def _of_dask(name: str) -> Any:
