@@ -104,7 +104,7 @@ def test_more_than_the_limit_is_an_error(
     limits: dict[str, int], engine_world: EngineWorld, worlds: Worlds
 ) -> None:
     query = compile_sql(MANY, worlds.tables)
-    with pytest.raises(RowLimit, match="the tenant's limit for fallbacks"):
+    with pytest.raises(RowLimit, match="the limit of its fallback"):
         engine_world.ask(query, replace(LIMITS, **limits))
     assert engine_world.ask(compile_sql("select count(*) as n from dim", worlds.tables)).rows
 
