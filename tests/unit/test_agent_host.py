@@ -60,6 +60,7 @@ class PlayedExecutor:
         self.incarnation = spec.incarnation
         self.pid = pid
         self.address = f"grpc://127.0.0.1:{pid}"
+        self.ticket_port = pid
         self.start_ms = 1
         self.unanswered = 0
         self.exit_reason = ""
