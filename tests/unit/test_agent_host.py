@@ -352,6 +352,7 @@ def test_an_executor_runs_for_its_plan_until_the_plan_goes(site: Site) -> None:
         incarnation=running.incarnation,
         state=ExecutorState.READY,
         address=running.address,
+        ticket_port=running.ticket_port,
         pid=running.pid,
         worker_incarnation=record.worker_incarnation,
         start_ms=1,

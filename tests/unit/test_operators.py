@@ -270,6 +270,8 @@ def test_a_demo_that_is_interrupted_succeeds_only_if_every_step_held(
             if step == "run":
                 raise KeyboardInterrupt
 
+        def close(self) -> None: ...
+
     class Cluster(local.LocalAccelCluster):
         def close(self) -> None:
             super().close()
