@@ -18,12 +18,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Final
 
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Put, Requirement, UnchangedUnder, unchanged
-from accel_dask.model.ids import GatewayId, Revision, TenantId
+from accel_dask.model.ids import GatewayId, TenantId
 from accel_dask.model.member import Gateway, Share
 from accel_dask.model.tenant import tenant_path
+
+_SERVED: Final = 2**62
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -32,7 +35,8 @@ class Claim:
 
     gateway: GatewayId
     wanted: int
-    served_at: Revision
+    turn: int
+    """Where not each gateway can have a slot, lower ones come first."""
 
 
 @lru_cache(maxsize=4096)
@@ -45,7 +49,7 @@ def divide(concurrency: int, claims: tuple[Claim, ...]) -> dict[GatewayId, int]:
     """
     slots = {claim.gateway: 0 for claim in claims}
     left = concurrency
-    for claim in sorted(claims, key=lambda claim: (claim.served_at, claim.gateway)):
+    for claim in sorted(claims, key=lambda claim: (claim.turn, claim.gateway)):
         if claim.wanted > 0 and left > 0:
             slots[claim.gateway] = 1
             left -= 1
@@ -153,11 +157,15 @@ def _claims(
     view: ClusterView, concurrency: int, shares: Iterable[Share], own: Share
 ) -> tuple[Claim, ...]:
     """Of all live gateways, with `own` in place of what its record says."""
-    nothing = Revision(0)
-    claims = {found.gateway: Claim(found.gateway, 0, nothing) for found in view.records(Gateway)}
+    claims = {found.gateway: Claim(found.gateway, 0, 0) for found in view.records(Gateway)}
     for share in (*shares, own):
         wanted = min(share.wanted, concurrency)
         # Whose turn it is matters only to those who want something.
-        turn = share.served_at if wanted else nothing
-        claims[share.gateway] = Claim(share.gateway, wanted, turn)
+        claims[share.gateway] = Claim(share.gateway, wanted, _turn_of(share) if wanted else 0)
     return tuple(claims[gateway] for gateway in sorted(claims))
+
+
+def _turn_of(share: Share) -> int:
+    """Who waits comes before who is served; of those that wait the one whose turn began longest
+    ago, and of those that are served the one whose turn began last."""
+    return _SERVED - share.served_at if share.slots else share.served_at

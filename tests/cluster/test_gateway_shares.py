@@ -237,7 +237,9 @@ def test_a_gateway_stopped_beyond_its_lease_gives_way_and_takes_part_again(
             os.kill(pid, signal.SIGCONT)
         cluster.mirror.wait_for(lambda _: len(slots(cluster, "acme")) == 3, 30)
         wait_more(asked)
-    assert asked.errors == []
+    # A query that it took up before it knew of its renewed lease is told to go elsewhere.
+    assert {type(error) for error in asked.errors} <= {StoreUnavailable}
+    assert len(asked.errors) <= 3
     assert check_history(cluster, "acme") > 10
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from accel_dask.errors import StoreUnavailable
 from accel_dask.model.ids import GatewayId, Revision, TenantId
-from accel_dask.model.member import Gateway
+from accel_dask.model.member import Gateway, Share
+from accel_dask.model.share import Holding, next_move, shares_by_tenant
 from accel_dask.model.tenant import Quota, Tenant
 from accel_dask.store.memory import MemoryStore
 from accel_dask.store.records import put_record, read_view
@@ -53,6 +54,36 @@ def shares(lease: FakeLease) -> Iterator[Shares]:
         found.applied(read_view(store))
         found.decide()
         yield found
+
+
+def test_who_has_had_a_slot_all_along_gives_it_to_who_waits_once_there_are_fewer() -> None:
+    with MemoryStore() as store:
+        put_record(store, Tenant(tenant=ACME, quota=Quota(concurrency=1)))
+        for name, slots, wanted, served_at in (("a", 1, 3, 1), ("b", 0, 0, 2), ("c", 0, 0, 3)):
+            gateway = GatewayId(name)
+            put_record(store, Gateway(gateway=gateway, address="", applied_revision=Revision(0)))
+            share = Share(
+                tenant=ACME, gateway=gateway, slots=slots, wanted=wanted,
+                served_at=Revision(served_at),
+            )  # fmt: skip
+            put_record(store, share)
+        served: list[str] = []
+        for _ in range(60):
+            for name in "abc":
+                view = read_view(store)
+                shares = shares_by_tenant(view)[ACME]
+                own = next(share for share in shares if share.gateway == name)
+                holding = Holding(
+                    tenant=ACME, gateway=own.gateway, held=own.slots, running=0, wanted=3
+                )
+                move = next_move(view, holding, shares)
+                if move.share is not None:
+                    put_record(store, move.share)
+                    if move.share.slots > own.slots:
+                        served.append(name)
+        turns = {name: served.count(name) for name in "abc"}
+        assert min(turns.values()) >= 5
+        assert max(turns.values()) - min(turns.values()) <= 2, turns
 
 
 def test_a_share_counts_while_its_lease_surely_lives(shares: Shares, lease: FakeLease) -> None:
