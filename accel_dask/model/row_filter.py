@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from accel_dask.model.date_trunc import short_truncations
+
 # Found in the engine's own list by a test. `age` of one argument counts from today.
 UNSTABLE: Final = frozenset({
     "age", "ago", "current_catalog", "current_connection_id", "current_database",
@@ -56,7 +58,14 @@ def unstable_part(row_filter: str) -> str | None:
 
 def refusal(dataset: str, row_filter: str | None) -> str | None:
     """Why a dataset may not have this filter, and the way out; None: it may."""
-    part = unstable_part(row_filter) if row_filter is not None else None
+    if row_filter is None:
+        return None
+    if not all(found.is_understood for found in short_truncations(row_filter)):
+        return (
+            f"{dataset}: its row_filter calls date_trunc in a way that is not understood; write "
+            "date_trunc('hour', x)"
+        )
+    part = unstable_part(row_filter)
     if part is None:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Pass 5: what a query costs at most, by statistics, and the limits that it runs under."""
+"""Pass 6: what a query costs at most, by statistics, and the limits that it runs under."""
 
 from __future__ import annotations
 

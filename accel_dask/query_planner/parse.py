@@ -316,7 +316,7 @@ class _Reader:
         changed += [(first, last) for first, last, replacement in self.edits if replacement]
         if not changed:
             return
-        for projection in _unnamed_projections(tree):
+        for projection in unnamed_projections(tree):
             first_token, last_token = projection.meta.get(SPAN, (0, -1))
             first, last = first_lexemes[first_token], first_lexemes[last_token + 1] - 1
             if any(first <= start and end <= last for start, end in changed):
@@ -324,7 +324,8 @@ class _Reader:
                 self.edits.append((last + 1, last, f" AS {_quoted(text)}"))
 
 
-def _unnamed_projections(tree: exp.Expr) -> Iterator[exp.Expr]:
+def unnamed_projections(tree: exp.Expr) -> Iterator[exp.Expr]:
+    """Elements of SELECT lists to which the engine gives a name."""
     for select in tree.find_all(exp.Select):
         for projection in select.expressions:
             is_named = isinstance(projection, exp.Alias | exp.Aliases | exp.Column | exp.Star)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from typing import Final
+
+from sqlglot import exp
 
 from accel_dask.errors import InvalidQuery, NotResident, UnknownTable
 from accel_dask.model.routing import DatasetRoute
@@ -15,12 +18,14 @@ from accel_dask.query_planner.plan import (
     TableReference,
 )
 
+_ROW_ID: Final = "rowid"
+
 
 def resolve(draft: QueryDraft, context: PlanContext) -> QueryDraft:
     """Find each table's dataset.
 
     Raises:
-        InvalidQuery: two datasets have that name but for its case.
+        InvalidQuery: two datasets have that name but for its case, or rows are asked for by number.
         UnknownTable: the tenant has no such dataset. Whether another has, is not told.
         NotResident: the tenant has it, but no epoch of it is READY yet.
     """
@@ -33,7 +38,33 @@ def resolve(draft: QueryDraft, context: PlanContext) -> QueryDraft:
         Scan(reference=reference, route=_route_of(reference, own, context), shards=())
         for reference in draft.parsed.tables
     )
+    if _ROW_ID in draft.parsed.text.lower():
+        _check_row_ids(draft.parsed.tree, scans)
     return replace(draft, scans=scans)
+
+
+def _check_row_ids(tree: exp.Expr, scans: tuple[Scan, ...]) -> None:
+    """A shard numbers its rows, and the engine would show that where a query reads one alone."""
+    without = {
+        scan.reference.node.alias_or_name.lower()
+        for scan in scans
+        if all(column.name.lower() != _ROW_ID for column in scan.route.columns)
+    }
+    given = {node.alias.lower() for node in tree.find_all(exp.Alias)}
+    given |= {one.name.lower() for node in tree.find_all(exp.TableAlias) for one in node.columns}
+    is_asked = bool(without) and any(
+        name.name.lower() == _ROW_ID
+        for join in tree.find_all(exp.Join)
+        for name in join.args.get("using") or ()
+    )
+    for column in tree.find_all(exp.Column):
+        if column.name.lower() == _ROW_ID:
+            is_given = not column.table and (_ROW_ID in given or len(without) < len(scans))
+            is_asked |= not is_given and (not column.table or column.table.lower() in without)
+    if is_asked:
+        raise InvalidQuery(
+            "rows of a dataset have no rowid; order and choose them by columns of theirs"
+        )
 
 
 def _route_of(

@@ -1,4 +1,4 @@
-"""Pass 6: which executors can run the query, whole or in parts, from memory or from files."""
+"""Pass 7: which executors can run the query, whole or in parts, from memory or from files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pass 7: the physical SQL of each fragment."""
+"""Pass 8: the physical SQL of each fragment."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from sqlglot import exp
@@ -129,14 +129,14 @@ class _Rows:
         return ctes
 
     def _select(self, select: exp.Select, ctes: _Ctes, depth: int) -> int:
-        if not select.args.get("group") and _is_aggregate(select):
-            return 1
         group = select.args.get("group")
         if group is not None and group.find(exp.Cube, exp.Rollup, exp.GroupingSets):
             raise _Unbounded("several groupings repeat rows", "GROUP BY")
         for projection in select.expressions:
-            if projection.find(exp.Unnest, exp.Explode):
+            if any(isinstance(node, exp.Unnest | exp.Explode) for node in _own_nodes(projection)):
                 raise _Unbounded("an unnested list has any length", "UNNEST")
+        if group is None and _is_aggregate(select):
+            return 1
         from_ = select.args.get("from_")
         if from_ is None:
             return 1
@@ -182,14 +182,18 @@ class _Rows:
         return self._joined(rows, source.args.get("joins") or (), ctes, depth)
 
 
+def _own_nodes(projection: exp.Expr) -> Iterator[exp.Expr]:
+    """Without those of subqueries and windows."""
+    return projection.walk(prune=lambda node: isinstance(node, exp.Query | exp.Window))
+
+
 def _is_aggregate(select: exp.Select) -> bool:
     """Whether it gives one row for all: it has an aggregate of its own that is no window."""
     if select.args.get("having"):
         return True
     for projection in select.expressions:
-        for node in projection.walk(prune=lambda node: isinstance(node, exp.Query | exp.Window)):
-            if isinstance(node, exp.AggFunc):
-                return True
+        if any(isinstance(node, exp.AggFunc) for node in _own_nodes(projection)):
+            return True
     return False
 
 

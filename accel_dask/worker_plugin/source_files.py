@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 
 from accel_dask.errors import NotAcceleratable, SchemaUnsupported, SnapshotGone, ValidationFailed
+from accel_dask.model import date_trunc
 from accel_dask.model.bounds import FLOATS
 from accel_dask.model.load_plan import LoadTask
 from accel_dask.model.snapshot import Column, DataFile, Matching
@@ -325,7 +326,9 @@ def _select_nothing(columns: Sequence[Column]) -> str:
 
 def filtered(task: LoadTask, rows: str) -> str:
     """A SELECT of those of `rows` that the shard holds."""
-    where = f" WHERE ({task.row_filter})" if task.row_filter is not None else ""
+    where = ""
+    if task.row_filter is not None:
+        where = f" WHERE ({date_trunc.rewritten(task.row_filter)})"
     return f"SELECT * FROM ({rows}){where}"
 
 

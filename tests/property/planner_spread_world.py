@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import duckdb
 import pyarrow as pa
+from answers import without_rewrites
 
 from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.epoch import ShardSummary
@@ -176,6 +177,7 @@ def _result(relation: duckdb.DuckDBPyRelation) -> Result:
 
 def plain_database() -> duckdb.DuckDBPyConnection:
     plain = duckdb.connect(config={"threads": "1"})
+    without_rewrites(plain)
     plain.execute("CREATE SCHEMA acme")
     for name, select in TABLES.items():
         plain.execute(f'CREATE TABLE acme."{name}" AS {select}')

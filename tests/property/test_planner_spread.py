@@ -134,6 +134,15 @@ select carrier, count(*) from flights where carrier in (select carrier from airl
 select x from flights where carrier in (select carrier from airlines union select leg from hops) order by x limit 4
 """
 UNORDERED = """
+select carrier, count(*) from flights where date_trunc('hour', day) = date '2013-01-03' group by carrier
+select day, count(*) from flights group by day having date_trunc('minute', day) <> date '2013-01-03'
+select date_trunc('hour', day), count(*), max(date_trunc('hour', day)) from flights group by date_trunc('hour', day) having date_trunc('hour', day) > timestamp '2013-01-03 01:00:00'
+select max(x) filter (where date_trunc('hour', f.day) in (date '2013-01-03')) from flights f
+select h.label from hops h join flights f on f.x = h.x and date_trunc('hour', f.day) >= date '2013-01-03'
+select date_trunc('hour', day) = date '2013-01-03' as e, median(x) from flights group by 1
+select f.x, lag(x) over (order by date_trunc('hour', f.day), x) from flights f where timestamp '2013-01-03' < date_trunc('second', "day")
+select unnest(list(x order by x)) as u from flights
+select count(*) as n, unnest([1, 2]) as u from flights
 select count(*), sum(x), avg(gap), min(day), stddev(small) from flights where x > 1000
 select count(distinct name), count(*), sum(distinct carrier) from flights
 select count(distinct name), avg(distinct carrier), avg(delay), max(distinct x) from flights where flag

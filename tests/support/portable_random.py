@@ -112,8 +112,6 @@ COLUMNS: Final = {
 }  # fmt: skip
 POOLS: Final = {
     "UNIT": ("year", "quarter", "month", "week", "day", "hour", "minute", "second"),
-    # DuckDB's optimiser errs on `date_trunc('hour', d) <> x` of a date at midnight.
-    "DAYS_UNIT": ("year", "quarter", "month", "week", "day"),
     "PART": ("year", "quarter", "month", "week", "day", "dow", "isodow", "doy", "hour", "minute",
              "second"),
     "CALL": ("year", "quarter", "month", "week", "day", "dayofweek", "isodow", "dayofyear"),
@@ -161,8 +159,8 @@ FORMS: Final = {
     ),
     "date": ("(<date> <SIGN> <DAYS>)", "cast(<ts> as date)"),
     "ts": (
-        "date_trunc('<UNIT>', <ts>)", "(<moment> <SIGN> interval <SMALL> <UNIT>)",
-        "date_trunc('<DAYS_UNIT>', <date>)", "cast(<date> as timestamp)",
+        "date_trunc('<UNIT>', <moment>)", "(<moment> <SIGN> interval <SMALL> <UNIT>)",
+        "cast(<date> as timestamp)",
     ),
     "bool": (
         "(<K> <COMPARE> <K>)", "(<str> <COMPARE> <str>)", "(<number> <COMPARE> <number>)",

@@ -594,6 +594,7 @@ class QueryWriter:
             options += [
                 f"month({value}) = {choose.integer(1, 12)}",
                 f"date_trunc('month', {value}) = DATE '2023-12-01'",
+                f"date_trunc('hour', {value}) {choose.pick(_COMPARE)} {some[0]}",
                 f"{value} >= {some[0]} AND {value} < {some[1]}",
                 f"year({value}) > 2023",
             ]
@@ -650,7 +651,10 @@ class QueryWriter:
                 f"date_trunc('month', {one})::DATE", f"last_day({one})",
                 f"{self.expression(source, 'ts', depth)}::DATE",
             ],
-            "ts": [f"({one} + INTERVAL 1 DAY)", f"date_trunc('hour', {one})"],
+            "ts": [
+                f"({one} + INTERVAL 1 DAY)", f"date_trunc('hour', {one})",
+                f"date_trunc('minute', {self.expression(source, 'date', depth)})",
+            ],
             "bool": [f"NOT {one}", f"({one} AND {two})", f"({self.condition(source, depth)})"],
         }[kind]  # fmt: skip
         return self._choose.pick(options)

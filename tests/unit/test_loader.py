@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,16 @@ def test_a_filter_keeps_what_it_is_true_for(tmp_path: Path) -> None:
     ShardDir(Path(order.shard_dir)).remove(SHARD)
     with pytest.raises(SchemaUnsupported, match=r"acme.trips@7.*no_such"):
         load_shard(bad)
+
+
+def test_a_filter_on_truncated_dates_is_not_left_to_the_optimiser(tmp_path: Path) -> None:
+    days = [date(2020, 2, 28), date(2020, 2, 29), None]
+    file = write(tmp_path / "1.parquet", {"n": [1, 2, 3], "d": days})
+    columns = (COLUMNS[0], Column(name="d", type="DATE"))
+    row_filter = "date_trunc('hour', d) = DATE '2020-02-29'"
+    order = order_for(tmp_path, file, columns=columns, row_filter=row_filter)
+    assert load_shard(order).rows == 1
+    assert loaded(order, "SELECT n FROM data") == [(2,)]
 
 
 def test_an_empty_shard_is_a_shard(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from accel_dask.errors import InvalidQuery
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
@@ -231,6 +232,35 @@ def test_a_dataset_of_one_shard_is_read_without_a_subquery(twin: Twin) -> None:
     assert re.fullmatch(
         r'select label from "s_[0-9a-f]{32}"\."main"\."data" AS "airlines"', physical
     )
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "select rowid from airlines",
+        "select count(*) from airlines a where a.ROWID < 2",
+        'select * from flights where x = 1 order by "rowid"',
+        "select rowid from (select x as rowid from flights) join airlines using (rowid)",
+        "select airlines.rowid from airlines, (select 1 as rowid) t",
+    ],
+)
+def test_numbers_of_rows_within_a_shard_are_not_shown(twin: Twin, sql: str) -> None:
+    with pytest.raises(InvalidQuery, match="no rowid"):
+        plan_query(sql, twin.context)
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "with a as (select 1 as rowid) select a.rowid, label from a join airlines on carrier = a.rowid",
+        "select t.rowid, label from (select x as rowid from flights) t, airlines where t.rowid = 3",
+        "select rowid from flights as f(rowid) where rowid = 3",
+        "select 'rowid' as word from airlines",
+    ],
+)
+def test_a_query_may_call_its_own_columns_rowid(twin: Twin, sql: str) -> None:
+    plain, planned = twin.rows(sql)
+    assert planned == plain
 
 
 def test_no_column_is_named_by_physical_text(twin: Twin) -> None:

@@ -55,6 +55,12 @@ def test_what_depends_on_the_row_alone_is_not(text: str) -> None:
     assert refusal("acme.flights", text) is None
 
 
+def test_truncated_dates_in_a_way_that_is_not_understood_are_refused() -> None:
+    told = refusal("acme.flights", "'hour'.date_trunc(day) = DATE '2024-01-01'")
+    assert told is not None
+    assert "write date_trunc('hour', x)" in told
+
+
 def test_no_filter_is_a_filter_too() -> None:
     assert refusal("acme.flights", None) is None
 

@@ -1,0 +1,89 @@
+"""Pass 5: what the engine's optimiser is known to answer wrongly is written in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from sqlglot import exp
+
+from accel_dask.errors import UnsupportedQuery
+from accel_dask.model.date_trunc import short_truncations
+from accel_dask.query_planner.names import derived_name
+from accel_dask.query_planner.parse import unnamed_projections
+from accel_dask.query_planner.physical import SplicedText, quoted
+from accel_dask.query_planner.plan import Edit, ParsedQuery, PlanContext, QueryDraft
+
+_TIMES: Final = frozenset(
+    ["TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"]
+)
+
+_REASON: Final = "date_trunc is kept from the engine's optimiser, which errs where it is of a date"
+
+
+def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft:  # noqa: ARG001
+    """Keep the optimiser from comparing `date_trunc` of dates; see `model.date_trunc`.
+
+    Raises:
+        UnsupportedQuery: it is called in a way that is not understood here.
+    """
+    assert draft.parsed is not None
+    found = short_truncations(draft.parsed.text)
+    if not found:
+        return draft
+    if not all(one.is_understood for one in found):
+        raise UnsupportedQuery(
+            "date_trunc is called in a way that is not served here; write date_trunc('hour', x)"
+        )
+    times = _times(draft)
+    found = [one for one in found if one.column not in times]
+    if not found:
+        return draft
+    edits = [Edit(start=a, end=b, replacement=new) for one in found for a, b, new in one.edits]
+    edits += _names(draft.parsed, edits)
+    parsed = replace(draft.parsed, edits=(*draft.parsed.edits, *edits))
+    return replace(draft, parsed=parsed, reasons=(*draft.reasons, _REASON))
+
+
+def _times(draft: QueryDraft) -> frozenset[str]:
+    """Names that certainly are of timestamps wherever they stand, in lower case: there the
+    optimiser is right, and leaves out row groups."""
+    assert draft.parsed is not None
+    if "unnest" in draft.parsed.text.lower():  # names its columns by what is in the rows
+        return frozenset()
+    types: dict[str, set[str]] = {}
+    for scan in draft.scans:
+        for column in scan.route.columns:
+            types.setdefault(column.name.lower(), set()).add(column.type)
+    declared = set(_declared(draft.parsed.tree))
+    return frozenset(
+        name for name, kinds in types.items() if kinds <= _TIMES and name not in declared
+    )
+
+
+def _declared(tree: exp.Expr) -> Iterator[str]:
+    """Names that the statement itself gives to columns, in lower case."""
+    for node in tree.walk():
+        if isinstance(node, exp.Alias):
+            yield node.alias.lower()
+        elif isinstance(node, exp.TableAlias):
+            yield from (column.name.lower() for column in node.args.get("columns") or ())
+        elif isinstance(node, exp.Star):
+            for part in node.args.values():
+                for one in part if isinstance(part, list) else ():
+                    yield from (name.name.lower() for name in one.find_all(exp.Identifier))
+
+
+def _names(parsed: ParsedQuery, edits: list[Edit]) -> Iterator[Edit]:
+    """Keep the names of columns that the engine would derive from text that is changed."""
+    text = SplicedText(parsed, ())
+    for item in unnamed_projections(parsed.tree):
+        span = text.span(item)
+        if span is None or not any(span[0] <= e.start and e.end <= span[1] for e in edits):
+            continue
+        start, end = span
+        if any(edit.start == edit.end == end for edit in parsed.edits):
+            continue  # it is given its name already
+        name = derived_name(parsed.text[start:end]) or parsed.text[start:end]
+        yield Edit(start=end, end=end, replacement=f" AS {quoted(name)}")
