@@ -4,11 +4,13 @@ values and the watch over memory everywhere."""
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
 from accel_dask.worker_plugin.enforcement.enforcer import Enforcer, make_enforcer
 from accel_dask.worker_plugin.enforcement.find import find_tree
 from accel_dask.worker_plugin.enforcement.kernel_files import parse_own_groups
+from accel_dask.worker_plugin.enforcement.lifetime import LIFE
 from accel_dask.worker_plugin.enforcement.niceness import has_autogroups
 
 pytestmark = pytest.mark.cluster
@@ -213,16 +216,86 @@ def test_groups_of_ended_processes_and_of_a_closed_host_are_gone() -> None:
         )
 
 
-def test_what_a_killed_host_left_is_removed_by_its_next_life() -> None:
-    with an_enforcer("cgroup") as first:
-        first.confine(NOISY, Role.HOT, "1-left", 100 * MIB)
+_AGENT = """
+import subprocess, sys
+from accel_dask.model.ids import TenantId
+from accel_dask.worker_plugin.enforcement.confinement import Role
+from accel_dask.worker_plugin.enforcement.enforcer import make_enforcer
+enforcer = make_enforcer(sys.argv[1], 0.25, enforcement="cgroup")
+enforcer.start()
+files = enforcer.confine(TenantId("noisy"), Role.HOT, "1-left", 200 << 20).join_files
+code = (
+    "import sys, time; [open(f, 'w').write('0') for f in sys.argv[1:]];"
+    "print('up', flush=True); time.sleep(60)"
+)
+child = subprocess.Popen([sys.executable, "-c", code, *files], stdout=subprocess.PIPE, text=True)
+assert child.stdout.readline() == "up\\n"
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def a_killed_agent(name: str) -> Iterator[int]:
+    """It has just been killed, its executor, of the id given, is still there."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _AGENT, name],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as agent:
+        assert agent.stdout is not None
+        executor = int(agent.stdout.readline())
+        agent.kill()
+        agent.wait()
+        try:
+            yield executor
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(executor, signal.SIGKILL)
+
+
+def test_what_a_killed_host_left_is_removed_by_its_next_life_once_its_processes_end() -> None:
+    with a_killed_agent("test-kernel") as executor:
         second = make_enforcer("test-kernel", CORES, enforcement="cgroup")
         second.start()
         try:
             assert second._tree is not None
-            assert second._tree.groups() == ()
+            assert set(second._tree.groups()) == {NOISY, LIFE}
+            with a_child(second, NOISY) as child:  # who is here now is not in the way
+                os.kill(executor, signal.SIGKILL)
+                own = Path(child.confinement.join_files[0]).parent
+                wait_for(
+                    "the old executor's group is gone",
+                    lambda: second._tree.groups(NOISY) == (own.name,),  # type: ignore[union-attr]
+                )
+                assert child.take(1)
+            wait_for("all is gone", lambda: set(second._tree.groups()) == {LIFE})  # type: ignore[union-attr]
         finally:
             second.close()
+
+
+def test_what_a_host_left_that_never_came_back_is_removed_by_the_next_one_to_start() -> None:
+    with a_killed_agent("test-gone") as executor:
+        os.kill(executor, signal.SIGKILL)
+        gone, why = find_tree("test-gone")
+        assert gone is not None, why
+        assert set(gone.groups()) == {NOISY, LIFE}
+        wait_for("its executor has ended", lambda: not gone.processes(f"{NOISY}/hot-1-left"))
+        with an_enforcer("cgroup") as lives:
+            assert gone.groups() == ()
+            with a_child(lives, CALM), an_agent("test-third"):
+                assert set(lives._tree.groups()) == {CALM, LIFE}  # type: ignore[union-attr]
+
+
+@contextmanager
+def an_agent(name: str) -> Iterator[None]:
+    enforcer = make_enforcer(name, CORES, enforcement="cgroup")
+    enforcer.start()
+    try:
+        yield
+    finally:
+        enforcer.close()
 
 
 def test_a_process_that_steps_back_has_a_high_nice_value() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,12 +14,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from simulated_world import SECOND, World, make_dataset, shard_task
 
 from accel_dask.config import MasterSettings
-from accel_dask.errors import CommitConflict
+from accel_dask.errors import CommitConflict, QuotaExceeded
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.commit import Commit, Put, apply_commit
 from accel_dask.model.dataset import ColdPolicy, Spread
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.executor import ExecutorKind, ExecutorPlan, ExecutorState
+from accel_dask.model.guarantees import broken_promises, quota_commit
 from accel_dask.model.ids import TenantId, WorkerId
 from accel_dask.model.member import FencingToken, Gateway
 from accel_dask.model.placement import Placement, Serving
@@ -104,6 +107,8 @@ class Cluster(RuleBasedStateMachine):
     def begin(self, budget_mib: int) -> None:
         """Every shard has 1 MiB."""
         self.has_room = budget_mib > 100
+        self.budget_mib = budget_mib
+        self.most_shard_bytes = budget_mib * MIB
         self.world.settings = MasterSettings(validate_seconds=60.0, keep_failed=2)
         self.world.begin(
             hosts=0,
@@ -166,6 +171,43 @@ class Cluster(RuleBasedStateMachine):
             for commit in reconcile(decided_on, self.world.now_ns, self.world.settings, token):
                 with pytest.raises(CommitConflict):
                     apply_commit(self.world.view, commit)
+
+    @rule(commits=st.integers(0, 4))
+    def the_master_is_killed_in_the_middle(self, commits: int) -> None:
+        """Of a round it has made some commits, and will never make the others."""
+        world = self.world
+        assert world.token is not None
+        decided = reconcile(world.view, world.now_ns, world.settings, world.token)
+        for commit in decided[:commits]:
+            with suppress(CommitConflict):
+                check_flip(world.view, commit)
+                check_still_answered(world.view, apply_commit(world.view, commit))
+                world.apply(commit)
+        self.old = (world.view, world.token)
+        world.elect("master-3")
+
+    @rule(
+        executor_mib=st.sampled_from([60, 100, 160]),
+        room=st.sampled_from([0, 2, 6]),
+        concurrency=st.sampled_from([2, 4]),
+        cpu_percent=st.sampled_from([0, 10, 190]),
+    )
+    def an_operator_changes_the_quota(
+        self, executor_mib: int, room: int, concurrency: int, cpu_percent: int
+    ) -> None:
+        """Seen from a view that may be older than what the master has placed meanwhile."""
+        tenant = self.world.view.tenant(TenantId("acme"))
+        assert tenant is not None
+        quota = replace(
+            tenant.quota,
+            memory_bytes_per_host=(executor_mib + self.budget_mib + room) * MIB,
+            executor_memory_bytes=executor_mib * MIB,
+            concurrency=concurrency,
+            cpu_guarantee_percent=cpu_percent,
+        )
+        with suppress(QuotaExceeded):
+            self.world.apply(quota_commit(self.world.view, replace(tenant, quota=quota)))
+            self.most_shard_bytes = max(self.most_shard_bytes, quota.shard_bytes_per_host)
 
     @rule(seconds=st.sampled_from([1, 20, 70]))
     def time_passes(self, seconds: int) -> None:
@@ -243,8 +285,9 @@ class Cluster(RuleBasedStateMachine):
     def no_host_holds_more_than_the_budget(self) -> None:
         ledger = Ledger(self.world.view, TenantId("acme"))
         for host in ledger.hosts:
-            assert ledger.tenant_bytes(host) <= ledger.quota.shard_bytes_per_host
+            assert ledger.tenant_bytes(host) <= self.most_shard_bytes  # a lower one moves nothing
             assert ledger.host_free_bytes(host) >= 0
+        assert broken_promises(self.world.view) == ()
 
     @invariant()
     def epoch_numbers_are_never_used_twice(self) -> None:
@@ -321,6 +364,17 @@ WALK = (
     (1, "answer_later", lambda r: {"dataset": r.choice(DATASETS)}),
     (6, "decide", lambda r: {"rounds": r.randint(1, 3)}),
     (0.3, "another_master_is_elected", lambda r: {}),
+    (0.5, "the_master_is_killed_in_the_middle", lambda r: {"commits": r.randint(0, 4)}),
+    (
+        0.7,
+        "an_operator_changes_the_quota",
+        lambda r: {
+            "executor_mib": r.choice([60, 100, 160]),
+            "room": r.choice([0, 2, 6]),
+            "concurrency": r.choice([2, 4]),
+            "cpu_percent": r.choice([0, 10, 190]),
+        },
+    ),
     (1, "time_passes", lambda r: {"seconds": r.choice([1, 20, 70])}),
     (0.3, "delete_or_declare", lambda r: {"dataset": r.choice(DATASETS)}),
     (

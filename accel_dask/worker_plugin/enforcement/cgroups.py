@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -23,6 +25,11 @@ from accel_dask.worker_plugin.enforcement.kernel_files import parse_flat
 log = logging.getLogger(__name__)
 
 PROCS: Final = "cgroup.procs"
+OURS: Final = "accel-"
+"""So begin the names of all host agents' groups; then the agent's name, a dot, the path."""
+PROBE: Final = "probe-0"
+"""The group by which an agent tries out what it may do."""
+_PREFIX: Final = re.compile(rf"{OURS}[A-Za-z0-9_-]+\.")
 PERIOD_US: Final = 100_000
 _MAX_WEIGHT: Final = 10_000
 _SHARES_PER_WEIGHT: Final = 1024 / 100
@@ -42,6 +49,13 @@ class Tree(Protocol):
 
     version: int
     powers: Powers
+
+    def beside(self) -> tuple[Tree, ...]:
+        """The trees of other host agents that have groups where ours are."""
+
+    def lock(self, path: str) -> int | None:
+        """A descriptor that holds the group locked until it is closed, if only by this process's
+        end; None: the group is not there, or somebody else has it locked."""
 
     def make(self, path: str) -> None:
         """Make the group and those above it; it may be there already."""
@@ -87,6 +101,12 @@ class CgroupV2Tree:
         controllers = frozenset((base / "cgroup.subtree_control").read_text().split())
         self.powers = Powers("cpu" in controllers, "memory" in controllers, "pids" in controllers)
         self._passed_on = " ".join(f"+{c}" for c in sorted(controllers & {"cpu", "memory", "pids"}))
+
+    def beside(self) -> tuple[Tree, ...]:
+        return tuple(CgroupV2Tree(self._base, p) for p in _others((self._base,), self._prefix))
+
+    def lock(self, path: str) -> int | None:
+        return _lock(self._at(path))
 
     def make(self, path: str) -> None:
         directory = self._base
@@ -148,6 +168,13 @@ class CgroupV1Tree:
 
     def _at(self, controller: str, path: str) -> Path:
         return self._bases[controller] / (self._prefix + path)
+
+    def beside(self) -> tuple[Tree, ...]:
+        bases = self._bases
+        return tuple(CgroupV1Tree(bases, p) for p in _others(bases.values(), self._prefix))
+
+    def lock(self, path: str) -> int | None:
+        return _lock(self._each(path)[0])
 
     def make(self, path: str) -> None:
         for directory in self._each(path):
@@ -233,6 +260,28 @@ def _subdirectories(directory: Path) -> tuple[str, ...]:
 def _ours(base: Path, prefix: str) -> tuple[str, ...]:
     names = _subdirectories(base)
     return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
+def _others(bases: Iterable[Path], prefix: str) -> list[str]:
+    """Prefixes of the groups in `bases` that are other agents'."""
+    names = (name for base in bases for name in _subdirectories(base))
+    found = {match[0] for name in names if (match := _PREFIX.match(name))}
+    return sorted(found - {prefix})
+
+
+def _lock(directory: Path) -> int | None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if directory.stat().st_ino == os.fstat(descriptor).st_ino:  # not removed meanwhile
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _remove_directory(directory: Path) -> bool:

@@ -51,7 +51,11 @@ class Confinement:
         self._kill: Callable[[str], None] | None = None
         self._cpu_seconds = 0.0
         if tree is not None:
-            self._make(tree)
+            try:
+                self._make(tree)
+            except OSError:
+                tree.remove(self.path)
+                raise
 
     def _make(self, tree: Tree) -> None:
         tree.make(self.path)

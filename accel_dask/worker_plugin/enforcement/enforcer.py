@@ -23,6 +23,7 @@ from accel_dask.worker_plugin.enforcement.cgroups import Tree
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
 from accel_dask.worker_plugin.enforcement.find import find_tree
 from accel_dask.worker_plugin.enforcement.kernel_files import idle_seconds, waited_us
+from accel_dask.worker_plugin.enforcement.lifetime import Lifetime
 from accel_dask.worker_plugin.enforcement.shares import (
     FULL_WEIGHT,
     CpuAccount,
@@ -133,6 +134,10 @@ class Enforcer:
         self._lock = threading.Lock()
         self._confinements: list[Confinement] = []
         self._leaving: list[Confinement] = []
+        self._strays: set[str] = set()
+        """Groups of an earlier life whose processes had not ended when this one began."""
+        self._tenant_groups: set[TenantId] = set()
+        self._lifetime = Lifetime(tree) if tree is not None else None
         self._limits: dict[TenantId, TenantLimits] = {}
         self._applied: dict[TenantId, tuple[int, int]] = {}
         self._nices: dict[int, int] = {}
@@ -145,9 +150,8 @@ class Enforcer:
 
     def start(self) -> None:
         """Remove what an earlier life left; begin to watch."""
-        if self._tree is not None:
-            for group in self._tree.groups():
-                self._tree.remove(group)
+        if self._lifetime is not None:
+            self._strays = self._lifetime.begin()
         self._thread.start()
 
     def close(self) -> None:
@@ -156,8 +160,8 @@ class Enforcer:
         self._wake.set()
         if self._thread.ident is not None:
             self._thread.join(5.0)
-        if self._tree is not None and not self._tree.remove(""):
-            atexit.register(self._tree.remove, "")  # the Dask worker ends after its host agent
+        if self._lifetime is not None and not self._lifetime.end():
+            atexit.register(self._lifetime.end)  # the Dask worker ends after its host agent
 
     def describe(self) -> str:
         """One line, for people: what is really enforced here."""
@@ -182,10 +186,12 @@ class Enforcer:
         Raises:
             OSError: the kernel refuses.
         """
-        confinement = Confinement(self._tree, tenant, role, name, limit_bytes)
-        with self._lock:
+        with self._lock:  # so that nobody removes the group before its process is in it
+            confinement = Confinement(self._tree, tenant, role, name, limit_bytes)
             self._confinements.append(confinement)
             self._applied.pop(tenant, None)
+            self._tenant_groups.add(tenant)
+            self._strays -= {tenant, confinement.path}
         self._apply_weights()
         self._wake.set()
         return confinement
@@ -214,7 +220,9 @@ class Enforcer:
         `0` to."""
         if self._tree is None:
             return ()
-        self._tree.make(_BACKGROUND)
+        with self._lock:
+            self._strays.discard(_BACKGROUND)
+            self._tree.make(_BACKGROUND)
         self._tree.set_cpu_weight(_BACKGROUND, _BACKGROUND_WEIGHT)
         return self._tree.join_files(_BACKGROUND)
 
@@ -241,7 +249,7 @@ class Enforcer:
         at = time.monotonic()
         waited, idle = waited_us(), idle_seconds()
         while not self._stopping:
-            if not self._confinements and not self._leaving:
+            if not (self._confinements or self._leaving or self._strays or self._tenant_groups):
                 self._wake.wait()
                 self._wake.clear()
                 at, waited, idle = time.monotonic(), waited_us(), idle_seconds()
@@ -291,12 +299,14 @@ class Enforcer:
         for confinement in tuple(self._leaving):
             if self._tree is None or self._tree.remove(confinement.path):
                 self._leaving.remove(confinement)
-        if self._tree is not None:
-            with self._lock:
-                present = {c.tenant for c in (*self._confinements, *self._leaving)}
-                for tenant in [t for t in self._applied if t not in present]:
-                    if self._tree.remove(tenant):
-                        del self._applied[tenant]
+        with self._lock:
+            present = {c.tenant for c in (*self._confinements, *self._leaving)}
+            for tenant in self._tenant_groups - present:
+                if self._tree is None or self._tree.remove(tenant):
+                    self._tenant_groups.discard(tenant)
+                    self._applied.pop(tenant, None)
+            if self._tree is not None:
+                self._strays -= {path for path in self._strays if self._tree.remove(path)}
 
     def _limits_of(self, tenant: TenantId) -> TenantLimits:
         return self._limits.get(tenant, _UNKNOWN)

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Final
 
 from accel_dask.errors import ConfigError
-from accel_dask.worker_plugin.enforcement.cgroups import PROCS, CgroupV1Tree, CgroupV2Tree, Tree
+from accel_dask.worker_plugin.enforcement.cgroups import (
+    OURS,
+    PROBE,
+    PROCS,
+    CgroupV1Tree,
+    CgroupV2Tree,
+    Tree,
+)
 from accel_dask.worker_plugin.enforcement.kernel_files import (
     PROC,
     CgroupMount,
@@ -27,7 +34,6 @@ log = logging.getLogger(__name__)
 
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 _AGENT_LEAF: Final = "accel-agent"
-_PROBE: Final = "probe-0"
 _PROBE_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -41,7 +47,7 @@ def find_tree(name: str, parent: str = "", proc: Path = PROC) -> tuple[Tree | No
     Raises:
         ConfigError: `parent` was given and cannot be used.
     """
-    name = "accel-" + re.sub(r"[^A-Za-z0-9_-]", "_", name) + "."
+    name = OURS + re.sub(r"[^A-Za-z0-9_-]", "_", name) + "."
     reasons = []
     for find in (_version_1, _version_2):
         try:
@@ -63,21 +69,21 @@ def prove(tree: Tree) -> None:
     Raises:
         OSError: what does not work.
     """
-    tree.remove(_PROBE)
+    tree.remove(PROBE)
     if not (tree.powers.cpu and tree.powers.memory):
         raise OSError("the CPU and memory controllers are not both to be had")
-    tree.make(_PROBE)
+    tree.make(PROBE)
     try:
-        tree.set_cpu_weight(_PROBE, 50)
-        tree.set_memory_limit(_PROBE, _PROBE_BYTES)
+        tree.set_cpu_weight(PROBE, 50)
+        tree.set_memory_limit(PROBE, _PROBE_BYTES)
         with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as child:
             try:
-                for file in tree.join_files(_PROBE):
+                for file in tree.join_files(PROBE):
                     Path(file).write_text(str(child.pid), encoding="ascii")
             finally:
                 child.kill()
     finally:
-        tree.remove(_PROBE)
+        tree.remove(PROBE)
 
 
 def _mounts(proc: Path) -> tuple[CgroupMount, ...]:
@@ -99,7 +105,7 @@ def _version_1(name: str, parent: str, proc: Path) -> Tree | None:
         for controller in CONTROLLERS:
             if mount.version == 1 and controller in mount.options and controller in own:
                 directory = _own_directory(mount, own[controller])
-                if _can_divide(directory / f"{name}{_PROBE}"):
+                if _can_divide(directory / f"{name}{PROBE}"):
                     bases[controller] = directory
     return CgroupV1Tree(bases, name) if bases else None
 
