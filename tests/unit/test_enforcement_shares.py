@@ -75,6 +75,19 @@ def test_a_small_burst_is_not_held_against_anybody() -> None:
     assert not after(0.1, {CALM: 0.2, NOISY: 1.8})[NOISY].is_demoted
 
 
+def test_a_demoted_tenant_gives_way_while_it_is_at_work_and_never_stands_still() -> None:
+    at_work = after(1.0, {CALM: 0.2, NOISY: 1.8})
+    assert at_work[NOISY].gives_way
+    assert not at_work[CALM].gives_way
+    stands_still = after(TICK, {CALM: 2.0, NOISY: 0.05}, before=at_work)
+    assert stands_still[NOISY].is_demoted
+    assert not stands_still[NOISY].gives_way  # so that it has its low weight at least
+    got_some = after(TICK, {CALM: 1.8, NOISY: 0.12}, before=stands_still)
+    assert got_some[NOISY].gives_way
+    paid = after(MAX_DEBT_SECONDS + TICK, {CALM: 2.0, NOISY: 0.0}, before=got_some)
+    assert not paid[NOISY].gives_way
+
+
 def test_guarantees_come_first_and_weights_share_the_rest() -> None:
     shares = {
         CALM: CpuShare(weight=100, guarantee_cores=1.0),

@@ -75,6 +75,11 @@ class Tree(Protocol):
     def set_cpu_weight(self, path: str, weight: int) -> None:
         """1 to 10,000; 100 is the weight of any other group."""
 
+    def set_cpu_idle(self, path: str, is_idle: bool) -> None:
+        """Whether the group's processes run only where those of no other group want to, and stop
+        at once when one does. Weights can be set, and have to be set again, once it is not so.
+        Linux 5.15 or later; FileNotFoundError before."""
+
     def set_cpu_limit(self, path: str, percent: int) -> None:
         """Percent of one core, never more even if the host is idle; 0: no limit."""
 
@@ -134,6 +139,9 @@ class CgroupV2Tree:
 
     def set_cpu_weight(self, path: str, weight: int) -> None:
         _write(self._at(path) / "cpu.weight", str(min(max(weight, 1), _MAX_WEIGHT)))
+
+    def set_cpu_idle(self, path: str, is_idle: bool) -> None:
+        _write(self._at(path) / "cpu.idle", str(int(is_idle)))
 
     def set_cpu_limit(self, path: str, percent: int) -> None:
         quota = str(percent * PERIOD_US // 100) if percent else "max"
@@ -201,6 +209,9 @@ class CgroupV1Tree:
     def set_cpu_weight(self, path: str, weight: int) -> None:
         shares = round(min(max(weight, 1), _MAX_WEIGHT) * _SHARES_PER_WEIGHT)
         _write(self._at("cpu", path) / "cpu.shares", str(shares))
+
+    def set_cpu_idle(self, path: str, is_idle: bool) -> None:
+        _write(self._at("cpu", path) / "cpu.idle", str(int(is_idle)))
 
     def set_cpu_limit(self, path: str, percent: int) -> None:
         directory = self._at("cpu", path)

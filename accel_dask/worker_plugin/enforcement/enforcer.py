@@ -22,6 +22,7 @@ from accel_dask.worker_plugin.enforcement import niceness
 from accel_dask.worker_plugin.enforcement.cgroups import Tree
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
 from accel_dask.worker_plugin.enforcement.find import find_tree
+from accel_dask.worker_plugin.enforcement.group_cpu import GroupCpu, GroupShare
 from accel_dask.worker_plugin.enforcement.kernel_files import idle_seconds, waited_us
 from accel_dask.worker_plugin.enforcement.lifetime import Lifetime
 from accel_dask.worker_plugin.enforcement.shares import (
@@ -139,7 +140,8 @@ class Enforcer:
         self._tenant_groups: set[TenantId] = set()
         self._lifetime = Lifetime(tree) if tree is not None else None
         self._limits: dict[TenantId, TenantLimits] = {}
-        self._applied: dict[TenantId, tuple[int, int]] = {}
+        self._group_cpu = GroupCpu(tree) if tree is not None else None
+        self._weights: dict[TenantId, int] = {}
         self._nices: dict[int, int] = {}
         self._accounts: dict[TenantId, CpuAccount] = {}
         self._wake = threading.Event()
@@ -189,7 +191,8 @@ class Enforcer:
         with self._lock:  # so that nobody removes the group before its process is in it
             confinement = Confinement(self._tree, tenant, role, name, limit_bytes)
             self._confinements.append(confinement)
-            self._applied.pop(tenant, None)
+            if self._group_cpu is not None:
+                self._group_cpu.forget(tenant)
             self._tenant_groups.add(tenant)
             self._strays -= {tenant, confinement.path}
         self._apply_weights()
@@ -236,7 +239,8 @@ class Enforcer:
                         "used_cores": round(account.used_cores, 3),
                         "debt_seconds": round(account.debt, 3),
                         "is_demoted": account.is_demoted,
-                        "weight": self._applied.get(tenant, (0, 0))[0],
+                        "gives_way": account.gives_way,
+                        "weight": self._weights.get(tenant, 0),
                     }
                     for tenant, account in self._accounts.items()
                 },
@@ -304,7 +308,8 @@ class Enforcer:
             for tenant in self._tenant_groups - present:
                 if self._tree is None or self._tree.remove(tenant):
                     self._tenant_groups.discard(tenant)
-                    self._applied.pop(tenant, None)
+                    if self._group_cpu is not None:
+                        self._group_cpu.forget(tenant)
             if self._tree is not None:
                 self._strays -= {path for path in self._strays if self._tree.remove(path)}
 
@@ -317,25 +322,19 @@ class Enforcer:
         with self._lock:
             tenants = {c.tenant for c in self._confinements}
             shares = {tenant: self._limits_of(tenant).share for tenant in tenants}
-            demoted = (
-                {t for t, account in self._accounts.items() if account.is_demoted}
-                if self._policy is CpuPolicy.ADAPTIVE
-                else set()
-            )
-            weights = kernel_weights(shares, demoted & tenants, self._cores)
-            for tenant, weight in weights.items():
-                if self._tree is not None:
-                    self._apply_to_group(self._tree, tenant, weight)
+            accounts = self._accounts if self._policy is CpuPolicy.ADAPTIVE else {}
+            demoted = {t for t in tenants & accounts.keys() if accounts[t].is_demoted}
+            self._weights = kernel_weights(shares, demoted, self._cores)
+            if self._group_cpu is not None:
+                for tenant, weight in self._weights.items():
+                    share = GroupShare(
+                        weight=weight,
+                        limit_percent=self._limits_of(tenant).limit_percent,
+                        gives_way=tenant in demoted and accounts[tenant].gives_way,
+                    )
+                    self._group_cpu.apply(tenant, share)
             if self._uses_nice:
-                self._apply_nice(weights)
-
-    def _apply_to_group(self, tree: Tree, tenant: TenantId, weight: int) -> None:
-        limit = self._limits_of(tenant).limit_percent
-        if self._applied.get(tenant) == (weight, limit):
-            return
-        self._guarded(f"the CPU weight of tenant {tenant}", tree.set_cpu_weight, tenant, weight)
-        self._guarded(f"the CPU limit of tenant {tenant}", tree.set_cpu_limit, tenant, limit)
-        self._applied[tenant] = (weight, limit)
+                self._apply_nice(self._weights)
 
     def _apply_nice(self, weights: Mapping[TenantId, int]) -> None:
         for confinement in self._confinements:
@@ -348,11 +347,3 @@ class Enforcer:
                 confinement.pid, nice, autogroup=self._autogroups, threads=self._nices_threads
             ):
                 self._nices[confinement.pid] = nice
-            self._applied[confinement.tenant] = (weights[confinement.tenant], 0)
-
-    @staticmethod
-    def _guarded(what: str, apply: Any, *arguments: Any) -> None:
-        try:
-            apply(*arguments)
-        except OSError as error:
-            log.warning("%s could not be set: %s", what, error)

@@ -27,6 +27,9 @@ FULL_WEIGHT: Final = 200
 """Of the tenant with the largest entitlement; any other process or group of the host has 100."""
 DEMOTION: Final = 16
 """A tenant in debt has so many times less weight."""
+STARVED: Final = 0.1
+"""A tenant in debt that got less than this of its entitlement just now has at least that weight, so
+that it never stands still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ class CpuAccount:
     debt: float = 0.0
     """Seconds of CPU taken beyond the entitlement while others could have used them."""
     is_demoted: bool = False
+    gives_way: bool = False
+    """Demoted, and at work all the same: it runs only where nobody else wants to."""
 
 
 def entitlements(shares: Mapping[TenantId, CpuShare], cores: float) -> dict[TenantId, float]:
@@ -90,8 +95,12 @@ def settle(
             debt += max(0.0, taken - entitled * TOLERANCE * seconds)
         debt = min(max(debt, 0.0), entitled * MAX_DEBT_SECONDS)
         burst = 0.0 if before.is_demoted else entitled * BURST_SECONDS
+        is_demoted = debt > burst
         settled[tenant] = CpuAccount(
-            used_cores=averages[tenant], debt=debt, is_demoted=debt > burst
+            used_cores=averages[tenant],
+            debt=debt,
+            is_demoted=is_demoted,
+            gives_way=is_demoted and taken >= STARVED * entitled * seconds,
         )
     return settled
 
