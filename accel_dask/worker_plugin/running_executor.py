@@ -42,8 +42,8 @@ class RunningExecutor:
         self.label = f"{cold}executor of tenant {spec.tenant}, generation {spec.generation}"
         self.pid = 0
         self.address = ""
-        self.ticket_port = 0
         """`grpc://host:port`."""
+        self.ticket_port = 0
         self.start_ms = 0
         """From the order to READY."""
         self.limits = ""

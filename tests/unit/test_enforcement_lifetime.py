@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from accel_dask.model.ids import TenantId
-from accel_dask.model.tenant import MIB
+from accel_dask.model.tenant import MIB, Quota
 from accel_dask.worker_plugin.enforcement.cgroups import PROBE, CgroupV1Tree, CgroupV2Tree, Tree
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
 from accel_dask.worker_plugin.enforcement.enforcer import CpuPolicy, Enforcer
@@ -143,6 +143,32 @@ def test_a_tenants_group_goes_with_its_last_process_whatever_the_policy(
     tree = PlainTree(tmp_path)
     enforcer = Enforcer(tree, 2.0, policy=policy)
     enforcer.release(enforcer.confine(ACME, Role.HOT, "1-x", 100 * MIB))
+    enforcer._look(0.1, 1.0, is_contended=False)
+    assert tree.groups() == ()
+    enforcer.close()
+
+
+def test_loaders_are_beside_the_tenants_but_for_one_with_a_hard_limit(tmp_path: Path) -> None:
+    weights: dict[str, int] = {}
+
+    class WeighedTree(PlainTree):
+        def set_cpu_weight(self, path: str, weight: int) -> None:
+            weights[path] = weight
+
+    tree = WeighedTree(tmp_path)
+    enforcer = Enforcer(tree, 2.0)
+    limited = TenantId("limited")
+    enforcer.set_quotas({ACME: Quota(), limited: Quota(cpu_limit_percent=50)})
+    loader = enforcer.confine(ACME, Role.LOAD, "s1-1", 100 * MIB)
+    bound = enforcer.confine(limited, Role.LOAD, "s2-1", 100 * MIB)
+    hot = enforcer.confine(ACME, Role.HOT, "1-x", 100 * MIB)
+    assert hot.path.startswith(f"{ACME}/")
+    assert bound.path.startswith(f"{limited}/")
+    among = loader.path.partition("/")[0]
+    assert set(tree.groups()) == {ACME, limited, among}
+    assert weights[among] * 10 == weights[ACME]
+    for confinement in (loader, bound, hot):
+        enforcer.release(confinement)
     enforcer._look(0.1, 1.0, is_contended=False)
     assert tree.groups() == ()
     enforcer.close()

@@ -49,6 +49,23 @@ def test_a_tenant_beyond_its_share_is_demoted_within_three_looks_while_another_w
     assert not accounts[CALM].is_demoted
 
 
+def test_loaders_of_a_low_weight_make_no_debt_but_their_tenant_is_one_to_share_with() -> None:
+    accounts: dict[TenantId, CpuAccount] = {}
+    for _ in range(10):
+        accounts = settle(
+            accounts,
+            EQUAL,
+            {NOISY: 1.4 * TICK},
+            {CALM: 0.6 * TICK},
+            seconds=TICK,
+            cores=2.0,
+            is_contended=True,
+        )
+    assert accounts[CALM] == CpuAccount(used_cores=accounts[CALM].used_cores)
+    assert accounts[CALM].used_cores > 0.5
+    assert accounts[NOISY].is_demoted
+
+
 def test_two_tenants_that_both_want_all_are_both_left_alone() -> None:
     accounts = after(30, {CALM: 1.05, NOISY: 0.95})
     assert not any(account.is_demoted for account in accounts.values())

@@ -36,11 +36,20 @@ class Confinement:
     """Made by `Enforcer.confine`, before the process starts; closed after it has ended."""
 
     def __init__(
-        self, tree: Tree | None, tenant: TenantId, role: Role, name: str, limit_bytes: int
+        self,
+        tree: Tree | None,
+        tenant: TenantId,
+        role: Role,
+        name: str,
+        limit_bytes: int,
+        *,
+        among: str = "",
     ) -> None:
+        """`among`: the group that its own is made in; empty: the tenant's."""
         self.tenant: Final = tenant
         self.role: Final = role
-        self.path: Final = f"{tenant}/{role}-{name}"
+        self.among: Final = among or tenant
+        self.path: Final = f"{among}/{tenant}-{name}" if among else f"{tenant}/{role}-{name}"
         self.limit_bytes = limit_bytes
         self.join_files: tuple[str, ...] = ()
         """The process is to write `0` to each of them before it does anything else."""

@@ -41,6 +41,8 @@ _WATCH_SECONDS: Final = 0.02
 _CONTENDED: Final = 0.1
 """The share of a time in which somebody waited for a core that counts as contention."""
 _BACKGROUND: Final = "dask-worker"
+_LOADERS: Final = "loaders-of-all"
+"""Loaders compete with the queries of all tenants by a low weight, not by their tenants'."""
 _BACKGROUND_WEIGHT: Final = FULL_WEIGHT // 10
 _BACKGROUND_NICE: Final = 10
 
@@ -137,7 +139,7 @@ class Enforcer:
         self._leaving: list[Confinement] = []
         self._strays: set[str] = set()
         """Groups of an earlier life whose processes had not ended when this one began."""
-        self._tenant_groups: set[TenantId] = set()
+        self._groups: set[str] = set()
         self._lifetime = Lifetime(tree) if tree is not None else None
         self._limits: dict[TenantId, TenantLimits] = {}
         self._group_cpu = GroupCpu(tree) if tree is not None else None
@@ -189,15 +191,26 @@ class Enforcer:
             OSError: the kernel refuses.
         """
         with self._lock:  # so that nobody removes the group before its process is in it
-            confinement = Confinement(self._tree, tenant, role, name, limit_bytes)
+            among = self._group_for(tenant, role)
+            confinement = Confinement(self._tree, tenant, role, name, limit_bytes, among=among)
             self._confinements.append(confinement)
+            self._groups.add(confinement.among)
+            self._strays -= {confinement.among, confinement.path}
             if self._group_cpu is not None:
                 self._group_cpu.forget(tenant)
-            self._tenant_groups.add(tenant)
-            self._strays -= {tenant, confinement.path}
+            if self._tree is not None and among:
+                self._tree.set_cpu_weight(among, _BACKGROUND_WEIGHT)
         self._apply_weights()
         self._wake.set()
         return confinement
+
+    def _group_for(self, tenant: TenantId, role: Role) -> str:
+        """Of a process of the tenant; empty: the tenant's own. A hard limit is for its loaders
+        too, so those are there as well."""
+        is_limited = self._limits_of(tenant).limit_percent > 0
+        if self._tree is None or self._policy is CpuPolicy.NONE or is_limited:
+            return ""
+        return _LOADERS if role is Role.LOAD else ""
 
     def release(self, confinement: Confinement) -> None:
         """Its process has ended."""
@@ -253,7 +266,7 @@ class Enforcer:
         at = time.monotonic()
         waited, idle = waited_us(), idle_seconds()
         while not self._stopping:
-            if not (self._confinements or self._leaving or self._strays or self._tenant_groups):
+            if not (self._confinements or self._leaving or self._strays or self._groups):
                 self._wake.wait()
                 self._wake.clear()
                 at, waited, idle = time.monotonic(), waited_us(), idle_seconds()
@@ -286,15 +299,19 @@ class Enforcer:
     def _look(self, seconds: float, idle_cores: float, *, is_contended: bool) -> None:
         self._remove_left()
         used: dict[TenantId, float] = {}
+        loading: dict[TenantId, float] = {}
         for confinement in tuple(self._confinements):
             tenant = confinement.tenant
-            used[tenant] = used.get(tenant, 0.0) + confinement.used_cpu_seconds()
+            kept = used if confinement.among == tenant else loading
+            kept[tenant] = kept.get(tenant, 0.0) + confinement.used_cpu_seconds()
+        in_all = sum(used.values()) + sum(loading.values())
         self._accounts = settle(
             self._accounts,
-            {tenant: self._limits_of(tenant).share for tenant in used},
+            {tenant: self._limits_of(tenant).share for tenant in used.keys() | loading.keys()},
             used,
+            loading,
             seconds=seconds,
-            cores=min(self._cores, sum(used.values()) / seconds + idle_cores),
+            cores=min(self._cores, in_all / seconds + idle_cores),
             is_contended=is_contended,
         )
         self._apply_weights()
@@ -304,12 +321,12 @@ class Enforcer:
             if self._tree is None or self._tree.remove(confinement.path):
                 self._leaving.remove(confinement)
         with self._lock:
-            present = {c.tenant for c in (*self._confinements, *self._leaving)}
-            for tenant in self._tenant_groups - present:
-                if self._tree is None or self._tree.remove(tenant):
-                    self._tenant_groups.discard(tenant)
+            present = {c.among for c in (*self._confinements, *self._leaving)}
+            for group in self._groups - present:
+                if self._tree is None or self._tree.remove(group):
+                    self._groups.discard(group)
                     if self._group_cpu is not None:
-                        self._group_cpu.forget(tenant)
+                        self._group_cpu.forget(TenantId(group))
             if self._tree is not None:
                 self._strays -= {path for path in self._strays if self._tree.remove(path)}
 
@@ -320,7 +337,7 @@ class Enforcer:
         if self._policy is CpuPolicy.NONE:
             return
         with self._lock:
-            tenants = {c.tenant for c in self._confinements}
+            tenants = {c.tenant for c in self._confinements if c.among == c.tenant}
             shares = {tenant: self._limits_of(tenant).share for tenant in tenants}
             accounts = self._accounts if self._policy is CpuPolicy.ADAPTIVE else {}
             demoted = {t for t in tenants & accounts.keys() if accounts[t].is_demoted}

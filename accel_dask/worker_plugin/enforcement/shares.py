@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from accel_dask.model.ids import TenantId
@@ -69,6 +70,7 @@ def settle(
     accounts: Mapping[TenantId, CpuAccount],
     shares: Mapping[TenantId, CpuShare],
     used: Mapping[TenantId, float],
+    loading: Mapping[TenantId, float] = MappingProxyType({}),
     *,
     seconds: float,
     cores: float,
@@ -77,11 +79,14 @@ def settle(
     """The accounts of all tenants of `shares` after `seconds` in which they `used` so many
     seconds of CPU.
 
-    `cores`: those that were theirs to share, used or idle; what else runs on the host has had the
-    others. `is_contended`: somebody on the host waited for a core.
+    `loading`: what loaders used that have a low weight of their own: they make their tenant one
+    that others share with, and no debt. `cores`: those that were theirs to share, used or idle;
+    what else runs on the host has had the others. `is_contended`: somebody on the host waited for
+    a core.
     """
+    both = {tenant: used.get(tenant, 0.0) + loading.get(tenant, 0.0) for tenant in shares}
     averages = {
-        tenant: _average(accounts.get(tenant), used.get(tenant, 0.0), seconds) for tenant in shares
+        tenant: _average(accounts.get(tenant), taken, seconds) for tenant, taken in both.items()
     }
     active = {tenant for tenant, cores_used in averages.items() if cores_used >= ACTIVE_CORES}
     settled = {}
