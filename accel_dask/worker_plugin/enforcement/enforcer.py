@@ -44,7 +44,7 @@ _BACKGROUND: Final = "dask-worker"
 _LOADERS: Final = "loaders-of-all"
 """Loaders compete with the queries of all tenants by a low weight, not by their tenants'."""
 _BACKGROUND_WEIGHT: Final = FULL_WEIGHT // 10
-_BACKGROUND_NICE: Final = 10
+_LOADERS_SHARE: Final = GroupShare(weight=_BACKGROUND_WEIGHT, limit_percent=0)
 
 
 class CpuPolicy(StrEnum):
@@ -196,10 +196,10 @@ class Enforcer:
             self._confinements.append(confinement)
             self._groups.add(confinement.among)
             self._strays -= {confinement.among, confinement.path}
-            if self._group_cpu is not None:
+            if self._group_cpu is not None and among:
+                self._group_cpu.apply(among, _LOADERS_SHARE)
+            elif self._group_cpu is not None:
                 self._group_cpu.forget(tenant)
-            if self._tree is not None and among:
-                self._tree.set_cpu_weight(among, _BACKGROUND_WEIGHT)
         self._apply_weights()
         self._wake.set()
         return confinement
@@ -326,7 +326,7 @@ class Enforcer:
                 if self._tree is None or self._tree.remove(group):
                     self._groups.discard(group)
                     if self._group_cpu is not None:
-                        self._group_cpu.forget(TenantId(group))
+                        self._group_cpu.forget(group)
             if self._tree is not None:
                 self._strays -= {path for path in self._strays if self._tree.remove(path)}
 

@@ -1,4 +1,4 @@
-"""What the kernel was told of each tenant's CPU, by its control group."""
+"""What the kernel was told of the CPU of each tenant's control group, and of the loaders'."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from accel_dask.model.ids import TenantId
 from accel_dask.worker_plugin.enforcement.cgroups import Tree
 
 log = logging.getLogger(__name__)
@@ -28,37 +27,37 @@ class GroupCpu:
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
-        self._applied: dict[TenantId, GroupShare] = {}
+        self._applied: dict[str, GroupShare] = {}
         self._knows_idle = True
 
-    def apply(self, tenant: TenantId, share: GroupShare) -> None:
+    def apply(self, group: str, share: GroupShare) -> None:
         """What the kernel refuses is logged."""
-        before = self._applied.get(tenant)
+        before = self._applied.get(group)
         if before == share:
             return
         if before is None or before.gives_way != share.gives_way:
-            self._set_idle(tenant, share.gives_way)
+            self._set_idle(group, share.gives_way)
         if not (share.gives_way and self._knows_idle):  # the kernel takes no weight of an idle one
             _guarded(
-                f"the CPU weight of tenant {tenant}",
-                lambda: self._tree.set_cpu_weight(tenant, share.weight),
+                f"the CPU weight of group {group}",
+                lambda: self._tree.set_cpu_weight(group, share.weight),
             )
         if before is None or before.limit_percent != share.limit_percent:
             _guarded(
-                f"the CPU limit of tenant {tenant}",
-                lambda: self._tree.set_cpu_limit(tenant, share.limit_percent),
+                f"the CPU limit of group {group}",
+                lambda: self._tree.set_cpu_limit(group, share.limit_percent),
             )
-        self._applied[tenant] = share
+        self._applied[group] = share
 
-    def forget(self, tenant: TenantId) -> None:
+    def forget(self, group: str) -> None:
         """The group is gone, or not as it was: all is written the next time."""
-        self._applied.pop(tenant, None)
+        self._applied.pop(group, None)
 
-    def _set_idle(self, tenant: TenantId, is_idle: bool) -> None:
+    def _set_idle(self, group: str, is_idle: bool) -> None:
         if not self._knows_idle:
             return
         try:
-            self._tree.set_cpu_idle(tenant, is_idle)
+            self._tree.set_cpu_idle(group, is_idle)
         except OSError as error:
             self._knows_idle = False
             log.info("demoted tenants have a low weight only, no idle class: %s", error)
