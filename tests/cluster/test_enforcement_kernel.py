@@ -201,7 +201,7 @@ def test_a_changed_weight_and_cpu_limit_reach_the_group_at_once() -> None:
             unpromised = Quota(cpu_guarantee_percent=0)
             heavy = Quota(cpu_weight=400, cpu_guarantee_percent=0)
             enforcer.set_quotas({CALM: heavy, NOISY: unpromised})
-            weights = {t: told["weight"] for t, told in enforcer.report()["tenants"].items()}
+            weights = enforcer._weights
             assert weights[CALM] == 4 * weights[NOISY]
 
 
