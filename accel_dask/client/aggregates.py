@@ -86,9 +86,9 @@ def result_type(func: str, dtype: DType) -> DType | None:  # noqa: PLR0911 - a t
         if kind in {Kind.BOOL, Kind.INT}:
             return dtypes.INT
         return dtype if kind in {Kind.FLOAT, Kind.DECIMAL, Kind.DURATION} else None
-    if func == "mean" and kind is Kind.DATE:
+    if func in {"mean", "quantile", "median"} and kind is Kind.DATE:
         return dtypes.TIMESTAMP
-    if func == "mean" and (kind in dtypes.TIMES or kind is Kind.DURATION):
+    if func in {"mean", "quantile", "median"} and (kind in dtypes.TIMES or kind is Kind.DURATION):
         return dtype
     return dtypes.FLOAT if kind in dtypes.NUMBERS else None
 

@@ -71,6 +71,12 @@ def _to_text(expr: Expr) -> Expr:
             return call("cast", dtypes.STRING, expr)
         case Kind.BOOL:
             return call("bool_text", dtypes.STRING, expr)
+        case Kind.CATEGORY:
+            operands: list[Expr] = []
+            for code, label in enumerate(expr.dtype.categories):
+                is_it = call("eq", dtypes.BOOL, expr, Literal(expr.dtype, code))
+                operands += (is_it, Literal(dtypes.STRING, str(label)))
+            return call("case", dtypes.STRING, *operands, Literal(dtypes.NULL, None))
         case kind:
             raise refuse(
                 f"astype(str) of a {kind} column", "use dt.strftime, or round and int first"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from accel_dask.client import dtypes
+from accel_dask.client.arguments import explained_function
 from accel_dask.client.dtypes import DType, Kind
 from accel_dask.client.expressions import Expr, Literal, call, literal
 from accel_dask.client.series import Series
 from accel_dask.client.unsupported import refuse
 
 
+@explained_function("module", "cut")
 def cut(
     x: Series, bins: Any, *, right: bool = True, labels: Any = None, include_lowest: bool = False,
     precision: int = 3,
@@ -39,6 +41,7 @@ def cut(
     )
 
 
+@explained_function("module", "qcut")
 def qcut(x: Series, q: Any, *, labels: Any = None, precision: int = 3,
          duplicates: str = "raise") -> Series:  # fmt: skip
     """The quantile bin of each value; the quantiles are asked first."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from accel_dask.client import dtypes, operations
+from accel_dask.client.arguments import explained
 from accel_dask.client.dtypes import DType, Kind
 from accel_dask.client.expressions import Expr, call, literal
 from accel_dask.client.frequencies import fixed_microseconds, floored
@@ -22,6 +23,7 @@ _DAY: Final = 86_400_000_000
 _FORMATS: Final = frozenset("YmdHMSfyjabABpIF%T")
 
 
+@explained("dt")
 class DateTimes:
     """Fields and roundings of a column of times."""
 
@@ -223,6 +225,10 @@ class IsoCalendar:
         self._make = make
         self._expr = expr
 
+    def __getitem__(self, name: str) -> Series:
+        found: Series = getattr(self, name)
+        return found
+
     @property
     def week(self) -> Series:
         """The week's number."""
@@ -239,11 +245,11 @@ class IsoCalendar:
         return self._make(_part(self._expr, "isodow"))
 
 
-def local(expr: Expr) -> Expr:
-    """A time as the clock of its zone shows it."""
+def local(expr: Expr, zone: str = "") -> Expr:
+    """A time as the clock of its zone, or of `zone`, shows it."""
     if expr.dtype.kind is not Kind.TIMESTAMPTZ:
         return expr
-    return call("timezone", dtypes.TIMESTAMP, expr, options=(expr.dtype.zone,))
+    return call("timezone", dtypes.TIMESTAMP, expr, options=(zone or expr.dtype.zone,))
 
 
 def _part(expr: Expr, part: str) -> Expr:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from accel_dask.errors import ResultTooLarge
+from accel_dask.errors import ResultTooLarge, UnsupportedOperation
 
 
 def with_empty_bins(
@@ -26,6 +26,11 @@ def with_empty_bins(
         raise ResultTooLarge(
             f"binning by {freq} makes {len(every):,} bins, more than max_rows={cap:,}; use longer "
             "bins, or filter to less time"
+        )
+    if not indexed.index.isin(every).all():
+        raise UnsupportedOperation(
+            f"bins of {freq} that do not follow each other evenly, as where clocks are changed; "
+            "use .dt.tz_convert('UTC') first"
         )
     full = indexed.reindex(every)
     for i, fill in enumerate(fills if len(every) > len(indexed) else ()):
@@ -48,21 +53,23 @@ def row_as_series(labels: Sequence[Hashable], name: Hashable = None) -> Callable
 
 
 def row_as_table(
-    columns: Sequence[Hashable], stats: Sequence[Hashable], name: Hashable = None
+    columns: Sequence[Hashable], stats: Sequence[Sequence[Hashable]]
 ) -> Callable[[Any], Any]:
-    """One row of `columns` times `stats` as a frame, a row for each of `stats`."""
+    """One row of the `stats` of each of `columns` as a frame, a row for each of them, in the order
+    of the shortest as pandas has it."""
 
     def apply(frame: Any) -> Any:
         import pandas as pd
 
-        values = [frame.iloc[0, i] for i in range(len(columns) * len(stats))]
-        data = {
-            column: values[i * len(stats) : (i + 1) * len(stats)]
-            for i, column in enumerate(columns)
-        }
-        made = pd.DataFrame(data, index=list(stats), columns=list(columns))
-        made.columns.name = name
-        return made
+        made, at = [], 0
+        for wanted in stats:
+            values = [frame.iloc[0, at + i] for i in range(len(wanted))]
+            made.append(pd.Series(values, index=list(wanted)))
+            at += len(wanted)
+        order = list(dict.fromkeys(stat for one in sorted(stats, key=len) for stat in one))
+        table = pd.concat([one.reindex(order) for one in made], axis=1)
+        table.columns = pd.Index(list(columns))
+        return table
 
     return apply
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from accel_dask.client import dtypes, nodes
 from accel_dask.client.aggregates import count_rows, function_name
+from accel_dask.client.arguments import explained
+from accel_dask.client.columnwise import ColumnWise
 from accel_dask.client.dtypes import Kind
 from accel_dask.client.expressions import Expr, Key, Literal, Window, call, literal
 from accel_dask.client.lazy import Lazy
@@ -30,17 +33,28 @@ if TYPE_CHECKING:
     from accel_dask.client.groupby import DataFrameGroupBy
 
 
-class DataFrame(Lazy):
+@explained("DataFrame")
+class DataFrame(ColumnWise):
     """Columns over some rows. Nothing runs before `compute()` or one of its kind."""
-
-    __hash__ = None  # type: ignore[assignment]
 
     # What it is
 
     @property
-    def columns(self) -> list[Hashable]:
-        """The labels."""
-        return list(self._view.labels)
+    def columns(self) -> Any:
+        """The labels, as pandas' index of them. Others can be assigned."""
+        from accel_dask.client.materialize import labels_index
+
+        return labels_index(self._view.labels)
+
+    @columns.setter
+    def columns(self, labels: Any) -> None:
+        given, old = list(labels), self._view.columns
+        if len(given) != len(old):
+            raise ValueError(f"{len(given)} labels for {len(old)} columns")
+        view = self._ready("assigning columns")
+        self._view = view.with_columns(
+            Item(label, item.expr) for label, item in zip(given, old, strict=True)
+        )
 
     @property
     def dtypes(self) -> Any:
@@ -63,7 +77,7 @@ class DataFrame(Lazy):
         return [*super().__dir__(), *names]
 
     def _ipython_key_completions_(self) -> list[Hashable]:
-        return self.columns
+        return list(self._view.labels)
 
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self._view.labels)
@@ -90,12 +104,42 @@ class DataFrame(Lazy):
     def __array__(self, *_: object, **__: object) -> NoReturn:
         raise refuse("a lazy DataFrame as a NumPy array", ".compute() it first")
 
+    @property
+    def size(self) -> int:
+        """Rows times columns: runs a query."""
+        return len(self) * len(self._view.columns)
+
+    @property
+    def ndim(self) -> int:
+        """2."""
+        return 2
+
+    def keys(self) -> Any:
+        """The labels."""
+        return self.columns
+
+    def get(self, key: Hashable, default: Any = None) -> Any:
+        """The column `key`, or `default` where there is none."""
+        return default if self._view.find(key) is None else self[key]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As pandas: a column that is there is replaced; a new one is made by `df[name]` only."""
+        if not name.startswith("_") and name != "columns":
+            if self._view.find(name) is not None:
+                self[name] = value
+                return
+            if isinstance(value, Lazy):
+                raise refuse(
+                    f"making a column by df.{name} = ...", f"write df[{name!r}] = ..."
+                )  # fmt: skip
+        object.__setattr__(self, name, value)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
         if self._view.find(name) is not None:
             return self[name]
-        error = rewrite(name)
+        error = rewrite(name, "DataFrame")
         if error is not None:
             raise error
         from accel_dask.client.view import unknown_column
@@ -109,7 +153,12 @@ class DataFrame(Lazy):
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, Series):
             return self._filtered(key)
+        if isinstance(key, ColumnWise):
+            return self.where(key)
+        if callable(key):
+            return self[key(self)]
         view = self._ready("selecting columns")
+        key = _labels_in(key)
         if isinstance(key, list):
             return self._like(view.with_columns(view.get(label) for label in key))
         if isinstance(key, slice):
@@ -122,7 +171,7 @@ class DataFrame(Lazy):
 
     def __setitem__(self, label: Any, value: Any) -> None:
         """As pandas: the name is bound to a frame with the column; others are not changed."""
-        if isinstance(label, Series | list):
+        if isinstance(label, Lazy | list):
             raise refuse("assigning to a selection", "use df[name] = df[name].where(...)")
         self._view = self.assign(_=value)._renamed_last(label)
 
@@ -158,17 +207,39 @@ class DataFrame(Lazy):
             raise refuse(f"{what} from local values", "put them into a dataset, and merge")
         return literal(value), self._view.rows
 
+    def insert(self, loc: int, column: Hashable, value: Any) -> None:
+        """A new column at the place `loc`."""
+        if column in self:
+            raise ValueError(f"there is a column {column!r} already")
+        *others, last = self.assign(_=value)._renamed_last(column).columns
+        self._view = self._view.with_columns([*others[:loc], last, *others[loc:]])
+
+    def pop(self, item: Hashable) -> Series:
+        """The column `item`, which is taken out."""
+        found: Series = self[item]
+        self._view = self.drop(columns=[item])._view
+        return found
+
+    def add_prefix(self, prefix: str) -> DataFrame:
+        """With `prefix` before each label."""
+        return self.rename(columns=lambda label: f"{prefix}{label}")
+
+    def add_suffix(self, suffix: str) -> DataFrame:
+        """With `suffix` behind each label."""
+        return self.rename(columns=lambda label: f"{label}{suffix}")
+
     def drop(self, labels: Any = None, *, columns: Any = None, axis: Any = 0,
-             inplace: bool = False) -> DataFrame:  # fmt: skip
+             inplace: bool = False, errors: str = "raise") -> DataFrame:  # fmt: skip
         """Without some columns."""
         no_inplace(inplace)
         if columns is None and axis in {1, "columns"}:
             columns = labels
         if columns is None:
             raise refuse("drop of rows by label", "filter by a comparison")
+        columns = _labels_in(columns)
         gone = list(columns) if isinstance(columns, list | tuple) else [columns]
         view = self._ready("drop")
-        for label in gone:
+        for label in gone if errors == "raise" else ():
             view.get(label)
         return self._like(view.with_columns(c for c in view.columns if c.label not in gone))
 
@@ -186,13 +257,16 @@ class DataFrame(Lazy):
         )
         return self._like(view.with_columns(Item(renamed(c.label), c.expr) for c in view.columns))
 
-    def filter(self, items: Any = None, *, like: str | None = None) -> DataFrame:
-        """The columns of `items`, or those whose label holds `like`."""
+    def filter(self, items: Any = None, *, like: str | None = None,
+               regex: str | None = None) -> DataFrame:  # fmt: skip
+        """The columns of `items`, or those whose label holds `like`, or matches `regex`."""
+        view = self._ready("filter")
         if items is not None:
-            return self[[one for one in items if one in self]]  # type: ignore[no-any-return]
-        if like is None:
-            raise refuse("filter(regex=...)", "use a list of labels")
-        return self[[one for one in self.columns if like in str(one)]]  # type: ignore[no-any-return]
+            kept = [view.get(one) for one in items if one in self]
+        else:
+            pattern = re.escape(like) if like is not None else regex or ""
+            kept = [one for one in view.columns if re.search(pattern, str(one.label))]
+        return self._like(view.with_columns(kept))
 
     def select_dtypes(self, include: Any = None, exclude: Any = None) -> DataFrame:
         """The columns of some types: `number`, `bool`, `str`, `datetime`."""
@@ -204,53 +278,6 @@ class DataFrame(Lazy):
             and item.expr.dtype.kind not in kinds[1]
         ]  # fmt: skip
         return self._like(view.with_columns(kept))
-
-    def astype(self, dtype: Any) -> DataFrame:
-        """Columns converted, all or by a dict."""
-        wanted = dtype if isinstance(dtype, Mapping) else dict.fromkeys(self.columns, dtype)
-        made = self._like(self._view)
-        for label, one in wanted.items():
-            made[label] = made[label].astype(one)
-        return made
-
-    def fillna(self, value: Any, *, inplace: bool = False) -> DataFrame:
-        """Missing values replaced, in all columns that can hold `value` or by a dict."""
-        no_inplace(inplace)
-        by_label = isinstance(value, Mapping)
-        made = self._like(self._view)
-        for label in self.columns:
-            if by_label and label not in value:
-                continue
-            made[label] = made[label].fillna(value[label] if by_label else value)
-        return made
-
-    def round(self, decimals: Any = 0) -> DataFrame:
-        """Number columns rounded, by a number or a dict."""
-        made = self._like(self._view)
-        for item in self._view.columns:
-            digits = decimals.get(item.label) if isinstance(decimals, Mapping) else decimals
-            if digits is not None and item.expr.dtype.is_number:
-                made[item.label] = made[item.label].round(digits)
-        return made
-
-    def isna(self) -> DataFrame:
-        """Whether each value is missing."""
-        return self._each(lambda column: column.isna())
-
-    def notna(self) -> DataFrame:
-        """Whether each value is there."""
-        return self._each(lambda column: column.notna())
-
-    isnull, notnull = isna, notna
-
-    def abs(self) -> DataFrame:
-        """Absolute values."""
-        return self._each(lambda column: column.abs())
-
-    def _each(self, change: Callable[[Series], Series]) -> DataFrame:
-        view = self._ready("that")
-        items = [Item(one.label, change(self[one.label])._expr) for one in view.columns]
-        return self._like(view.with_columns(items))
 
     def copy(self, deep: bool = True) -> DataFrame:
         """A frame that can be assigned to on its own."""
@@ -273,11 +300,13 @@ class DataFrame(Lazy):
         """`df.loc[mask]` and `df.loc[mask, columns]`."""
         return Loc(self)
 
-    def query(self, expr: str) -> DataFrame:
+    def query(self, expr: str, *, inplace: bool = False) -> DataFrame:
         """The rows for which `expr` holds, such as `"delay > 10 and carrier in ['AA', 'UA']"`."""
         import sys
 
         from accel_dask.client.query_text import evaluate
+
+        no_inplace(inplace)
 
         caller = sys._getframe(1)
         return self._filtered(evaluate(self, expr, {**caller.f_globals, **caller.f_locals}))
@@ -326,26 +355,26 @@ class DataFrame(Lazy):
         Raises:
             OrderRequired: the rows have no order; see `peek`.
         """
-        return self._like(self._ready("head").ordered("head").limited(n))
+        return self._like(self._ready("head").ordered("head").limited(_count(n, "head")))
 
     def tail(self, n: int = 5) -> DataFrame:
         """The last rows."""
         view = self._ready("tail").ordered("tail")
         keys = nodes.order_of(view.rows)
-        from_end = view.sorted(reversed_keys(keys)).limited(n)
+        from_end = view.sorted(reversed_keys(keys)).limited(_count(n, "tail"))
         return self._like(from_end.sorted(keys))
 
     def peek(self, n: int = 5) -> DataFrame:
         """Some rows, whichever are found first."""
-        return self._like(self._ready("peek").limited(n))
+        return self._like(self._ready("peek").limited(_count(n, "peek")))
 
     def nlargest(self, n: int, columns: Any) -> DataFrame:
         """The `n` rows with the largest values, in descending order."""
-        return self.sort_values(columns, ascending=False).head(n)
+        return self.sort_values(columns, ascending=False).head(max(n, 0))
 
     def nsmallest(self, n: int, columns: Any) -> DataFrame:
         """The `n` rows with the smallest values, in order."""
-        return self.sort_values(columns).head(n)
+        return self.sort_values(columns).head(max(n, 0))
 
     def drop_duplicates(self, subset: Any = None, *, keep: Any = "first") -> DataFrame:
         """Each combination of values once: of all columns in no order; of some of them the first
@@ -361,7 +390,7 @@ class DataFrame(Lazy):
                 for name, item in zip(names, view.columns, strict=True)
             ]
             return self._like(View(source, tuple(items)))
-        listed = [subset] if isinstance(subset, str) else subset or list(view.labels)
+        listed = [subset] if isinstance(subset, str) else list(subset or view.labels)
         over = Over(view.rows, tuple(view.get(label).expr for label in listed))
         if keep is False:
             alike: Expr = over.window("size", dtypes.INT)
@@ -371,12 +400,12 @@ class DataFrame(Lazy):
         number: Window = over.window("row_number", dtypes.INT, order=order)
         return self._like(view.filtered(call("eq", dtypes.BOOL, number, literal(1))))
 
-    def sample(self, n: int, *, random_state: int = 0) -> DataFrame:
+    def sample(self, n: int = 1, *, random_state: int | None = None) -> DataFrame:
         """`n` rows by chance: the same for the same data and `random_state`."""
         view = self._ready("sample")
-        values = [item.expr for item in view.columns] + [literal(int(random_state))]
+        values = [item.expr for item in view.columns] + [literal(int(random_state or 0))]
         chance = call("function", dtypes.INT, *values, options=("hash",))
-        return self._like(view.sorted([Key(chance)]).limited(n))
+        return self._like(view.sorted([Key(chance)]).limited(_count(n, "sample")))
 
     def reset_index(self, *, drop: bool = False) -> DataFrame:
         """The index as columns."""
@@ -457,8 +486,10 @@ class DataFrame(Lazy):
         """Joined with `right` on keys. The rows are in no order."""
         from accel_dask.client.merging import merge
 
-        if indicator or validate:
-            raise refuse("merge with indicator or validate", "count the keys with groupby().size()")
+        if indicator:
+            raise refuse("merge with indicator", "test a column of the other frame with isna()")
+        if validate:
+            raise refuse("merge with validate", "ask for .is_unique of the key first")
         return merge(
             self, right, how, on, left_on=left_on, right_on=right_on, left_index=left_index,
             right_index=right_index, suffixes=suffixes,
@@ -486,7 +517,7 @@ class DataFrame(Lazy):
     def value_counts(self, subset: Any = None, *, sort: bool = True, ascending: bool = False,
                      dropna: bool = True) -> Series:  # fmt: skip
         """How often each combination of values comes, most frequent first."""
-        labels = [subset] if isinstance(subset, str) else subset or self.columns
+        labels = [subset] if isinstance(subset, str) else subset or self._view.labels
         found = self.groupby(list(labels), dropna=dropna).size().rename("count")
         if not sort:
             return found  # type: ignore[no-any-return]
@@ -500,6 +531,8 @@ class DataFrame(Lazy):
         """One aggregate of every column, or of some by a dict, as a series."""
         from accel_dask.client.summaries import aggregate_columns_of, reduce_frame
 
+        if isinstance(func, list | tuple):
+            raise refuse("agg with a list", "use describe, or aggregate one column at a time")
         if isinstance(func, Mapping):
             if any(isinstance(one, list | tuple) for one in func.values()):
                 raise refuse("agg with lists by column", "aggregate one column at a time")
@@ -557,12 +590,30 @@ class DataFrame(Lazy):
         """Whether all values of every column are true."""
         return self._reduced("all")
 
+    def prod(self, *, numeric_only: bool = False) -> Series:
+        """The product of every column."""
+        return self._reduced("prod", numeric_only=numeric_only)
+
+    def sem(self, *, numeric_only: bool = False) -> Series:
+        """The standard error of every column's mean."""
+        return self._reduced("sem", numeric_only=numeric_only)
+
+    def skew(self, *, numeric_only: bool = False) -> Series:
+        """The skewness of every column."""
+        return self._reduced("skew", numeric_only=numeric_only)
+
+    def kurt(self, *, numeric_only: bool = False) -> Series:
+        """The excess kurtosis of every column."""
+        return self._reduced("kurt", numeric_only=numeric_only)
+
     def quantile(self, q: float = 0.5, *, numeric_only: bool = False) -> Series:
         """The quantile `q` of every column."""
+        if not isinstance(q, float | int):
+            raise refuse("several quantiles of a frame", "ask one column: df[name].quantile([...])")
         return self._reduced("quantile", numeric_only=numeric_only, q=float(q)).rename(q)
 
     def describe(self) -> DataFrame:
-        """Count, mean, spread and quartiles of the number columns."""
+        """Count, mean, spread and quartiles of the columns of numbers and times."""
         from accel_dask.client.summaries import describe_frame
 
         return describe_frame(self)
@@ -596,19 +647,24 @@ class Loc:
     def __getitem__(self, key: Any) -> Any:
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         found = self._frame
+        rows = rows(found) if callable(rows) else rows
         if isinstance(rows, Series):
             found = found[rows]
         elif not (isinstance(rows, slice) and rows == slice(None)):
             raise refuse("loc by labels of rows", "filter by a comparison: df.loc[df.key == value]")
         if isinstance(columns, slice):
-            return found if columns == slice(None) else found[_between(found.columns, columns)]
+            labels = list(found._view.labels)
+            return found if columns == slice(None) else found[_between(labels, columns)]
         return found[columns]
 
     def __setitem__(self, key: Any, value: Any) -> None:
         rows, columns = key if isinstance(key, tuple) else (key, None)
+        frame = self._frame
+        if isinstance(rows, slice) and rows == slice(None) and isinstance(columns, str):
+            frame[columns] = value
+            return
         if not isinstance(rows, Series) or columns is None or isinstance(columns, list | slice):
             raise refuse("assigning to that selection", "use df.loc[mask, name] = value")
-        frame = self._frame
         if columns in frame:
             frame[columns] = frame[columns].mask(rows, value)
         else:
@@ -618,10 +674,30 @@ class Loc:
             frame[columns] = missing.mask(rows, value)
 
 
+def _count(n: Any, what: str) -> int:
+    if n < 0:
+        raise refuse(f"{what}({n}), which depends on how many rows there are", "give a count >= 0")
+    return int(n)
+
+
 def _between(labels: list[Hashable], wanted: slice) -> list[Hashable]:
     first = 0 if wanted.start is None else labels.index(wanted.start)
     last = len(labels) - 1 if wanted.stop is None else labels.index(wanted.stop)
     return labels[first : last + 1]
+
+
+def _labels_in(key: Any) -> Any:
+    """An array or index of labels as a list; anything else as it is.
+
+    Raises:
+        UnsupportedOperation: it is local values to filter by.
+    """
+    if not hasattr(key, "__array__") or not getattr(key, "ndim", 0):
+        return key
+    found = list(key)
+    if str(getattr(key, "dtype", "")) in {"bool", "boolean"}:
+        raise refuse("a filter by local values", "filter by a comparison of columns")
+    return found
 
 
 def _kinds(names: Any) -> frozenset[Kind]:

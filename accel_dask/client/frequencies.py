@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from dataclasses import dataclass
 from typing import Any, Final
@@ -83,6 +84,39 @@ def floored(expr: Expr, freq: Any) -> Expr:
     here = operations.microseconds(expr)
     within = call("mod", dtypes.INT, here, literal(step))
     return call("timestamp_of", dtypes.TIMESTAMP, operations.arithmetic("sub", here, within))
+
+
+def zone_of_bins(frequency: Frequency, zone: str) -> str:
+    """By whose clock times of `zone` are cut into bins: by its own into days and longer; into
+    shorter ones, which go on evenly while clocks are changed, by UTC's if both begin together.
+
+    Raises:
+        UnsupportedOperation: they do not, so that bins depend on the first row.
+    """
+    if frequency.is_calendar or frequency.microseconds >= _DAY or zone == "UTC":
+        return zone
+    shifts = _shifts(zone)
+    if len(shifts) == 1:
+        return zone
+    if any(shift % frequency.microseconds for shift in shifts):
+        raise refuse(
+            f"bins of {frequency.text!r} by the clock of {zone}, whose start depends on the first "
+            "row when clocks are changed",
+            "use shorter bins, days, or .dt.tz_convert('UTC') first",
+        )
+    return "UTC"
+
+
+def _shifts(zone: str) -> set[int]:
+    """Microseconds between the clocks of `zone` and UTC, winter and summer."""
+    from zoneinfo import ZoneInfo
+
+    found = set()
+    for year in range(1970, 2038):
+        for month in (1, 4, 7, 10):
+            shift = dt.datetime(year, month, 1, tzinfo=ZoneInfo(zone)).utcoffset() or dt.timedelta()
+            found.add(shift // dt.timedelta(microseconds=1))
+    return found
 
 
 def bin_label(expr: Expr, frequency: Frequency) -> Expr:

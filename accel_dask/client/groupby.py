@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from accel_dask.client import dtypes, frequencies, moving
 from accel_dask.client.aggregates import aggregate, count_rows, function_name, result_type
+from accel_dask.client.arguments import explained
 from accel_dask.client.expressions import Expr, Key, call, literal
 from accel_dask.client.frequencies import Frequency
+from accel_dask.client.group_aggregates import GroupAggregates
 from accel_dask.client.moving import Moving, MovingFrame, Reach, expanding_reach, rolling_reach
-from accel_dask.client.nodes import Aggregate, Filter, Node, aggregate_columns
-from accel_dask.client.unsupported import refuse
+from accel_dask.client.nodes import Aggregate, Filter, Node, aggregate_columns, order_of
+from accel_dask.client.unsupported import refuse, rewrite
 from accel_dask.client.view import Finish, Item, View, key_expr, meeting, not_aligned
 from accel_dask.client.windows import Over, WindowMethods
 from accel_dask.errors import UnsupportedOperation
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from accel_dask.client.frame import DataFrame
     from accel_dask.client.series import Series
     from accel_dask.client.session import Session
+
+
+_ROW_BY_ROW: Final = frozenset(["cumsum", "cummax", "cummin", "cumprod", "diff", "pct_change",
+                                "rank", "shift"])  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +71,9 @@ def keys_of(frame: DataFrame, by: Any) -> GroupKeys:
     Raises:
         UnknownColumn, AlignmentError, UnsupportedOperation: there is none such.
     """
-    listed = list(by) if isinstance(by, list) else [by]
+    is_local = hasattr(by, "__array__") and not hasattr(by, "_view")
+    is_labels = is_local and type(by).__name__ in {"Index", "ndarray"}
+    listed = list(by) if isinstance(by, list) or is_labels else [by]
     if not listed:
         raise UnsupportedOperation("groupby needs a key")
     items = [_key(frame, one) for one in listed]
@@ -85,23 +93,33 @@ def _key(frame: DataFrame, by: Any) -> Item:
             raise not_aligned("groupby")
         return Item(by.name, key_expr(by._expr, "groupby"))
     if _is_grouper(by):
-        item = view.get(by.key)
+        if by.key is None and len(view.index) != 1:
+            raise refuse("a Grouper without a key", "name the time: Grouper(key='ts', freq='D')")
+        item = view.index[0] if by.key is None else view.find(by.key) or _of_index(view, by.key)
         if by.freq is None:
             return item
-        clock = local(item.expr)
         if not item.expr.dtype.is_time:
             raise refuse(f"Grouper(freq=...) on a {item.expr.dtype.kind} column", "use a time")
+        frequency = frequencies.parse(_freq_text(by.freq))
+        is_zoned = item.expr.dtype.kind is dtypes.Kind.TIMESTAMPTZ
+        zone = frequencies.zone_of_bins(frequency, item.expr.dtype.zone) if is_zoned else ""
+        clock = local(item.expr, zone)
         if clock.dtype.kind is dtypes.Kind.DATE:
             clock = call("cast", dtypes.TIMESTAMP, clock)
-        label = frequencies.bin_label(clock, frequencies.parse(_freq_text(by.freq)))
-        if item.expr.dtype.kind is dtypes.Kind.TIMESTAMPTZ:
-            label = call("timezone", item.expr.dtype, label, options=(item.expr.dtype.zone,))
+        label = frequencies.bin_label(clock, frequency)
+        if is_zoned:
+            label = call("timezone", item.expr.dtype, label, options=(zone,))
         return Item(item.label, label)
-    if callable(by) or isinstance(by, Mapping):
-        raise refuse("groupby by a function or dict", "compute the key as a column first")
-    found = view.find(by) or next((one for one in view.index if one.label == by), None)
-    item = found or view.get(by)
+    if callable(by) or isinstance(by, Mapping) or hasattr(by, "__array__"):
+        raise refuse(
+            "groupby by a function, dict or local values", "compute the key as a column first"
+        )
+    item = view.find(by) or _of_index(view, by)
     return Item(item.label, key_expr(item.expr, "groupby"))
+
+
+def _of_index(view: View, label: Hashable) -> Item:
+    return next((one for one in view.index if one.label == label), None) or view.get(label)
 
 
 def _is_grouper(by: Any) -> bool:
@@ -112,7 +130,7 @@ def _freq_text(freq: Any) -> str:
     return str(getattr(freq, "freqstr", freq))
 
 
-class Groups:
+class Groups(GroupAggregates):
     """What groups of frames and of columns share."""
 
     def __init__(
@@ -129,10 +147,34 @@ class Groups:
     def __iter__(self) -> NoReturn:
         raise refuse("iterating groups", "aggregate them, or filter one key and compute")
 
+    def __len__(self) -> int:
+        return self.ngroups
+
+    @property
+    def ngroups(self) -> int:
+        """How many groups there are: runs a query."""
+        return len(self._aggregated_rows())
+
     def apply(self, *_: object, **__: object) -> NoReturn:
+        """Refused."""
         raise refuse("groupby.apply", "use agg, transform, or columns and agg")
 
-    filter = get_group = pipe = apply
+    def filter(self, *_: object, **__: object) -> NoReturn:
+        """Refused."""
+        raise refuse(
+            "groupby.filter", "filter by a transform: df[df.groupby(key)[x].transform('size') > 2]"
+        )
+
+    def get_group(self, *_: object, **__: object) -> NoReturn:
+        """Refused."""
+        raise refuse("get_group", "filter by the key: df[df.key == value]")
+
+    def pipe(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`func` of this and the arguments."""
+        return func(self, *args, **kwargs)
+
+    def _aggregated_rows(self) -> Any:
+        return _size(self, None)
 
     def _over_rows(self) -> Over:
         return Over(self._rows, self._partition(), keeps_missing=not self._dropna)
@@ -208,6 +250,7 @@ def _of_nothing(func: str) -> Any:
     return {"sum": 0, "count": 0, "size": 0, "nunique": 0, "prod": 1}.get(func)
 
 
+@explained("SeriesGroupBy")
 class SeriesGroupBy(WindowMethods, Groups):
     """One column of groups."""
 
@@ -228,7 +271,21 @@ class SeriesGroupBy(WindowMethods, Groups):
 
         return Series._of(self._session, self._rows, self._item.label, expr)
 
-    def _one(self, func: str, **options: Any) -> Any:
+    def _named(self, label: Hashable) -> SeriesGroupBy:
+        item = Item(label, self._item.expr)
+        return SeriesGroupBy(
+            self._session, self._rows, self._keys, item, sort=self._sort, dropna=self._dropna,
+            as_index=self._as_index, index=self._index,
+        )  # fmt: skip
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if not name.startswith("_"):
+            error = rewrite(name, "SeriesGroupBy", "Resampler")
+            if error is not None:
+                raise error
+        raise AttributeError(f"a column of groups has no {name!r}")
+
+    def _reduced(self, func: str, *, numeric_only: bool = False, **options: Any) -> Any:
         from accel_dask.client.frame import DataFrame
         from accel_dask.client.series import Series
 
@@ -247,7 +304,7 @@ class SeriesGroupBy(WindowMethods, Groups):
         elif isinstance(func, list | tuple):
             pairs = [(function_name(one), function_name(one)) for one in func]
         else:
-            return self._one(function_name(func))
+            return self._reduced(function_name(func))
         wanted = [Wanted(label, one, self._item.expr) for label, one in pairs]
         return DataFrame(self._session, self._aggregated(wanted))
 
@@ -255,83 +312,18 @@ class SeriesGroupBy(WindowMethods, Groups):
 
     def transform(self, func: Any) -> Series:
         """The aggregate of its group in every row."""
-        name = function_name(func)
         over = self._over_rows()
+        if func in {"first", "last"}:
+            return self._windowed(over.grouped(over.edge(self._item.expr, func)))
+        if func in _ROW_BY_ROW:
+            found: Series = getattr(self, func)()
+            return found
+        name = function_name(func)
         return self._windowed(over.grouped(over.of(aggregate(name, self._item.expr, self._rows))))
 
     def size(self) -> Any:
         """Rows of each group."""
         return _size(self, self._item.label)
-
-    def sum(self, *, min_count: int = 0) -> Any:
-        """The sum."""
-        return self._one("sum", min_count=min_count)
-
-    def mean(self) -> Any:
-        """The mean."""
-        return self._one("mean")
-
-    def min(self) -> Any:
-        """The least value."""
-        return self._one("min")
-
-    def max(self) -> Any:
-        """The greatest value."""
-        return self._one("max")
-
-    def count(self) -> Any:
-        """How many values are not missing."""
-        return self._one("count")
-
-    def nunique(self, dropna: bool = True) -> Any:
-        """How many different values there are."""
-        return self._one("nunique", **({} if dropna else {"with_missing": True}))
-
-    def std(self, ddof: int = 1) -> Any:
-        """The standard deviation."""
-        return self._one("std", ddof=ddof)
-
-    def var(self, ddof: int = 1) -> Any:
-        """The variance."""
-        return self._one("var", ddof=ddof)
-
-    def sem(self) -> Any:
-        """The standard error of the mean."""
-        return self._one("sem")
-
-    def median(self) -> Any:
-        """The median."""
-        return self._one("median")
-
-    def quantile(self, q: float = 0.5) -> Any:
-        """The quantile `q`."""
-        if not isinstance(q, float | int):
-            raise refuse("several quantiles of groups", "use agg with one quantile each")
-        return self._one("quantile", q=float(q))
-
-    def skew(self) -> Any:
-        """The skewness."""
-        return self._one("skew")
-
-    def prod(self) -> Any:
-        """The product."""
-        return self._one("prod")
-
-    def any(self) -> Any:
-        """Whether any value is true."""
-        return self._one("any")
-
-    def all(self) -> Any:
-        """Whether all values are true."""
-        return self._one("all")
-
-    def first(self) -> Any:
-        """The first value that is not missing."""
-        return self._one("first")
-
-    def last(self) -> Any:
-        """The last value that is not missing."""
-        return self._one("last")
 
     def cumcount(self, ascending: bool = True) -> Series:
         """The number of rows of its group before each row."""
@@ -343,6 +335,32 @@ class SeriesGroupBy(WindowMethods, Groups):
 
         rows = _first_of_groups(self, n)
         return Series._of(self._session, rows, self._item.label, self._item.expr)
+
+    def tail(self, n: int = 5) -> Series:
+        """The last rows of each group."""
+        from accel_dask.client.series import Series
+
+        rows = _first_of_groups(self, n, from_end=True)
+        return Series._of(self._session, rows, self._item.label, self._item.expr)
+
+    def nlargest(self, n: int = 5) -> Series:
+        """The `n` largest values of each group, in descending order."""
+        return self._extremes(n, ascending=False)
+
+    def nsmallest(self, n: int = 5) -> Series:
+        """The `n` smallest values of each group, in order."""
+        return self._extremes(n, ascending=True)
+
+    def _extremes(self, n: int, *, ascending: bool) -> Series:
+        """With the keys as the index, without pandas' number of the row."""
+        from accel_dask.client.series import Series
+
+        order = (Key(self._item.expr, ascending), *order_of(self._rows))
+        number = self._over_rows().window("row_number", dtypes.INT, order=order)
+        rows = Filter(self._grouped_rows(), call("le", dtypes.BOOL, number, literal(n)))
+        view = View(rows, (self._item,), self._keys.items)
+        keys = [Key(item.expr) for item in self._keys.items]
+        return Series(self._session, view.sorted([*keys, *order]))
 
     def value_counts(self, *, dropna: bool = True) -> Any:
         """How often each value comes in each group."""
@@ -365,6 +383,7 @@ class SeriesGroupBy(WindowMethods, Groups):
         return found
 
 
+@explained("DataFrameGroupBy")
 class DataFrameGroupBy(Groups):
     """Groups of a frame."""
 
@@ -388,9 +407,13 @@ class DataFrameGroupBy(Groups):
         )  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and self._view.find(name) is not None:
-            return self[name]
-        raise AttributeError(name)
+        if not name.startswith("_"):
+            if self._view.find(name) is not None:
+                return self[name]
+            error = rewrite(name, "DataFrameGroupBy", "Resampler")
+            if error is not None:
+                raise error
+        raise AttributeError(f"groups have no {name!r}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(one for one in self._view.labels if isinstance(one, str))]
@@ -399,7 +422,7 @@ class DataFrameGroupBy(Groups):
         keys = {item.label for item in self._keys.items}
         return [item for item in self._view.columns if item.label not in keys]
 
-    def _all(self, func: str, *, numeric_only: bool = False, **options: Any) -> DataFrame:
+    def _reduced(self, func: str, *, numeric_only: bool = False, **options: Any) -> DataFrame:
         from accel_dask.client.frame import DataFrame
 
         items = self._values()
@@ -425,7 +448,7 @@ class DataFrameGroupBy(Groups):
         elif isinstance(func, list | tuple):
             wanted = self._by_column({item.label: list(func) for item in self._values()})
         else:
-            return self._all(function_name(func))
+            return self._reduced(function_name(func))
         return DataFrame(self._session, self._aggregated(wanted))
 
     aggregate = agg
@@ -516,55 +539,6 @@ class DataFrameGroupBy(Groups):
         """Rows of each group."""
         return _size(self, None)
 
-    @property
-    def ngroups(self) -> int:
-        """How many groups there are: runs a query."""
-        return len(self.size())
-
-    def sum(self, numeric_only: bool = False, min_count: int = 0) -> DataFrame:
-        """The sums."""
-        return self._all("sum", numeric_only=numeric_only, min_count=min_count)
-
-    def mean(self, numeric_only: bool = False) -> DataFrame:
-        """The means."""
-        return self._all("mean", numeric_only=numeric_only)
-
-    def median(self, numeric_only: bool = False) -> DataFrame:
-        """The medians."""
-        return self._all("median", numeric_only=numeric_only)
-
-    def std(self, ddof: int = 1, numeric_only: bool = False) -> DataFrame:
-        """The standard deviations."""
-        return self._all("std", numeric_only=numeric_only, ddof=ddof)
-
-    def var(self, ddof: int = 1, numeric_only: bool = False) -> DataFrame:
-        """The variances."""
-        return self._all("var", numeric_only=numeric_only, ddof=ddof)
-
-    def min(self, numeric_only: bool = False) -> DataFrame:
-        """The least values."""
-        return self._all("min", numeric_only=numeric_only)
-
-    def max(self, numeric_only: bool = False) -> DataFrame:
-        """The greatest values."""
-        return self._all("max", numeric_only=numeric_only)
-
-    def count(self) -> DataFrame:
-        """How many values are not missing."""
-        return self._all("count")
-
-    def nunique(self) -> DataFrame:
-        """How many different values there are."""
-        return self._all("nunique")
-
-    def first(self) -> DataFrame:
-        """The first values that are not missing."""
-        return self._all("first")
-
-    def last(self) -> DataFrame:
-        """The last values that are not missing."""
-        return self._all("last")
-
     def cumcount(self, ascending: bool = True) -> Series:
         """The number of rows of its group before each row."""
         return _cumcount(self, ascending=ascending)
@@ -574,6 +548,13 @@ class DataFrameGroupBy(Groups):
         from accel_dask.client.frame import DataFrame
 
         return DataFrame(self._session, replace(self._view, rows=_first_of_groups(self, n)))
+
+    def tail(self, n: int = 5) -> DataFrame:
+        """The last rows of each group."""
+        from accel_dask.client.frame import DataFrame
+
+        rows = _first_of_groups(self, n, from_end=True)
+        return DataFrame(self._session, replace(self._view, rows=rows))
 
 
 def _size(groups: Groups, label: Hashable) -> Any:
@@ -592,13 +573,13 @@ def _cumcount(groups: Groups, *, ascending: bool) -> Series:
     from accel_dask.client.series import Series
 
     over = groups._over_rows()
-    expr = over.count_before(ascending=ascending)
+    expr = over.grouped(over.count_before(ascending=ascending))
     return Series._of(groups._session, groups._rows, None, expr)
 
 
-def _first_of_groups(groups: Groups, n: int) -> Node:
+def _first_of_groups(groups: Groups, n: int, *, from_end: bool = False) -> Node:
     over = groups._over_rows()
-    before = over.count_before()
+    before = over.count_before(ascending=not from_end)
     rows: Node = Filter(groups._rows, call("lt", dtypes.BOOL, before, literal(n)))
     for expr in groups._partition() if groups._dropna else ():
         rows = Filter(rows, call("notna", dtypes.BOOL, expr))

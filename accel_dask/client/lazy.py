@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 
+from accel_dask.client.arrow_forms import as_arrow
 from accel_dask.client.dask_collection import DaskCollection
 from accel_dask.client.expressions import Expr
 from accel_dask.client.lower import Compiled, compile_rows
@@ -24,7 +25,12 @@ class Lazy(DaskCollection):
 
     _is_series = False
 
-    def __init__(self, session: Session, view: View) -> None:
+    def __init__(self, session: Session, view: View | None = None, **_: Any) -> None:
+        if view is None:
+            raise UnsupportedOperation(
+                f"a lazy {type(self).__name__} of local values; put them into a dataset, or use "
+                "pandas itself for what is local"
+            )
         self._session = session
         self._view = view
         self._max_rows: int | None = None
@@ -57,6 +63,8 @@ class Lazy(DaskCollection):
 
     def _compiled(self) -> Compiled:
         columns = [(_name(item.label), item.expr) for item in self._view.items]
+        if not columns:
+            raise UnsupportedOperation("a frame without columns is not asked for; name some")
         return compile_rows(self._view.rows, columns, self._cap())
 
     # Running it
@@ -85,7 +93,7 @@ class Lazy(DaskCollection):
         if self._view.finish is not None:
             return pa.Table.from_pandas(_as_frame(self.compute()), preserve_index=None)
         table, _ = self._answer()
-        return table
+        return as_arrow(table, [item.expr.dtype for item in self._view.items])
 
     def to_polars(self) -> Any:
         """The answer as a Polars frame; needs Polars."""
@@ -117,6 +125,10 @@ class Lazy(DaskCollection):
         compiled = self._compiled()
         table, provenance = self._session.fetch(compiled, self._cap())
         return table.rename_columns(_labels(self._view)), provenance
+
+    def pipe(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`func` of this and the arguments."""
+        return func(self, *args, **kwargs)
 
     # For those that build upon it
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlglot import exp
 
-from accel_dask.client import sql
-from accel_dask.client.dtypes import Kind
+from accel_dask.client import dtypes, sql
+from accel_dask.client.dtypes import DType, Kind
 from accel_dask.client.expressions import Aggregation, Expr, clean
 
 if TYPE_CHECKING:
@@ -60,15 +60,21 @@ def _if_enough(
 def _mean(values: Values, call: Aggregation, over: Over) -> exp.Expr:
     operand = call.operands[0].dtype
     if operand.is_time:
-        instant = sql.cast(values.of(call.operands[0]), "TIMESTAMP")
-        mean = over(sql.func("avg", sql.func("epoch_us", instant)))
-        made = sql.func("make_timestamp", sql.cast(sql.func("trunc", mean), "BIGINT"))
-        if operand.kind is not Kind.TIMESTAMPTZ:
-            return made
-        return sql.func("timezone", sql.text("UTC"), made)
+        return _instant(over(sql.func("avg", _epoch(values, call))), operand)
     # Decimals as they are: the engine adds them up exactly, and divides once instead of per row.
     found = over(sql.func("avg", _operand(values, call)))
     return sql.cast(sql.func("trunc", found), "BIGINT") if operand.kind is Kind.DURATION else found
+
+
+def _epoch(values: Values, call: Aggregation) -> exp.Expr:
+    return sql.func("epoch_us", sql.cast(values.of(call.operands[0]), "TIMESTAMP"))
+
+
+def _instant(microseconds: exp.Expr, dtype: DType) -> exp.Expr:
+    made = sql.func("make_timestamp", sql.cast(sql.func("trunc", microseconds), "BIGINT"))
+    if dtype.kind is not Kind.TIMESTAMPTZ:
+        return made
+    return sql.func("timezone", sql.text("UTC"), made)
 
 
 def _plain(name: str) -> Callable[[Values, Aggregation, Over], exp.Expr]:
@@ -119,9 +125,13 @@ def _error_of_mean(values: Values, call: Aggregation, over: Over) -> exp.Expr:
 
 
 def _quantile(values: Values, call: Aggregation, over: Over) -> exp.Expr:
-    where = _option(call, "q", 0.5)
-    found = sql.cast(_operand(values, call), "DOUBLE")
-    return over(sql.func("quantile_cont", found, sql.literal(float(where), call.dtype)))
+    where = sql.literal(float(_option(call, "q", 0.5)), dtypes.FLOAT)
+    operand = call.operands[0].dtype
+    if operand.is_time:
+        epoch = sql.cast(_epoch(values, call), "DOUBLE")
+        return _instant(over(sql.func("quantile_cont", epoch, where)), operand)
+    found = over(sql.func("quantile_cont", sql.cast(_operand(values, call), "DOUBLE"), where))
+    return sql.cast(sql.func("trunc", found), "BIGINT") if operand.kind is Kind.DURATION else found
 
 
 def _truth(name: str, empty: bool) -> Callable[[Values, Aggregation, Over], exp.Expr]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -63,6 +63,8 @@ def scalar(value: Any, dtype: DType) -> Any:
         return _missing(dtype)
     if isinstance(value, Decimal):
         return int(value) if dtype.kind is Kind.INT else float(value)
+    if dtype.kind is Kind.CATEGORY:
+        return dtype.categories[value]
     if dtype.is_time or dtype.kind is Kind.DURATION:
         import pandas as pd
 
@@ -124,11 +126,17 @@ def _with_labels(frame: Any, view: View) -> Any:
             frame.index = pd.Index(index_frame.iloc[:, 0], name=names[0])
         else:
             frame.index = pd.MultiIndex.from_frame(index_frame, names=names)
-    if labels and all(isinstance(label, tuple) for label in labels):
-        frame.columns = pd.MultiIndex.from_tuples(labels)
-    else:
-        frame.columns = pd.Index(labels) if labels else pd.RangeIndex(0)
+    frame.columns = labels_index(labels)
     return frame
+
+
+def labels_index(labels: Sequence[Hashable]) -> Any:
+    """The labels of a frame as pandas has them."""
+    import pandas as pd
+
+    if labels and all(isinstance(label, tuple) for label in labels):
+        return pd.MultiIndex.from_tuples(list(labels))
+    return pd.Index(list(labels)) if labels else pd.RangeIndex(0)
 
 
 def _column(column: pa.ChunkedArray, dtype: DType, backend: str) -> Any:

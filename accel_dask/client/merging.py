@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from accel_dask.client import dtypes, finishing, operations
@@ -10,6 +10,7 @@ from accel_dask.client.aggregates import count_rows, function_name, result_type
 from accel_dask.client.dtypes import Kind
 from accel_dask.client.expressions import Expr, Key, Literal, call, literal
 from accel_dask.client.groupby import DataFrameGroupBy, keys_of
+from accel_dask.client.lazy import Lazy
 from accel_dask.client.nodes import (
     Aggregate,
     Branch,
@@ -52,11 +53,17 @@ def merge(
     """
     if how not in _HOWS:
         raise refuse(f"merge(how={how!r})", "use inner, left, right or outer with keys")
+    if not isinstance(right, Lazy):
+        raise refuse(
+            f"merge with a local {type(right).__name__}",
+            "put its rows into a dataset, or use isin(list) or map(dict)",
+        )
     one, other = left._ready("merge"), right._ready("merge")
     if left._session is not right._session:
         raise AlignmentError("merge: the two frames are of different sessions")
     left_keys = _merge_keys(one, on, left_on, is_index=left_index, what="left_on")
     right_keys = _merge_keys(other, on, right_on, is_index=right_index, what="right_on")
+    is_of_labels = left_index and right_index
     if on is None and left_on is None and right_on is None and not (left_index or right_index):
         common = [label for label in one.labels if label in other.labels]
         if not common:
@@ -66,7 +73,14 @@ def merge(
         raise UnsupportedOperation("merge: left and right have different numbers of keys")
     for a, b in zip(left_keys, right_keys, strict=True):
         _check_keys(a, b)
-    return _joined(left, (one, left_keys), (other, right_keys), JoinKind(how), suffixes)
+    index = _common_labels(left_keys, right_keys) if is_of_labels else None
+    sides = (one, left_keys), (other, right_keys)
+    return _joined(left, sides[0], sides[1], JoinKind(how), suffixes, index)
+
+
+def _common_labels(left: list[Item], right: list[Item]) -> list[Hashable]:
+    """Of an index that both sides have; None for those whose names differ."""
+    return [a.label if a.label == b.label else None for a, b in zip(left, right, strict=True)]
 
 
 def _merge_keys(view: View, on: Any, own: Any, *, is_index: bool, what: str) -> list[Item]:
@@ -89,6 +103,7 @@ def _check_keys(left: Item, right: Item) -> None:
             f"merge: the keys {left.label!r} and {right.label!r} are {left.expr.dtype.kind} and "
             f"{right.expr.dtype.kind}; convert one with .astype"
         )
+    operations.check_alike(left.expr, right.expr, f"merge on {left.label!r} and {right.label!r}:")
     key_expr(left.expr, "merge")
     key_expr(right.expr, "merge")
 
@@ -99,6 +114,7 @@ def _joined(
     right: tuple[View, list[Item]],
     kind: JoinKind,
     suffixes: tuple[str | None, str | None],
+    index: list[Hashable] | None = None,
 ) -> DataFrame:
     (one, left_keys), (other, right_keys) = left, right
     shared = {a.label for a, b in zip(left_keys, right_keys, strict=True) if a.label == b.label}
@@ -121,7 +137,11 @@ def _joined(
     for item in other.columns:
         if item.label not in shared or item.label not in one.labels:
             add(_suffixed(item.label, overlap, suffixes[1]), Side.RIGHT, None, item.expr)
-    labels = [label for label, _, _ in columns]
+    for position, label in enumerate(index or ()):
+        pair = left_keys[position].expr, right_keys[position].expr
+        found = JoinColumn(f"index_{position}_{len(columns)}", Side.BOTH, *pair)
+        columns.append((label, found, pair[0]))
+    labels = [label for label, _, _ in columns[: len(columns) - len(index or ())]]
     if len(set(labels)) < len(labels):
         raise UnsupportedOperation(f"merge makes a column twice: {labels}; change suffixes")
     node = Join(
@@ -136,7 +156,8 @@ def _joined(
             may_null=filled or sample.may_null,
         )  # fmt: skip
         items.append(Item(label, expr))
-    return type(frame)(frame._session, View(node, tuple(items)))
+    count = len(items) - len(index or ())
+    return type(frame)(frame._session, View(node, tuple(items[:count]), tuple(items[count:])))
 
 
 def _is_filled(side: Side, kind: JoinKind) -> bool:
@@ -159,6 +180,12 @@ def concat(frames: Sequence[DataFrame]) -> DataFrame:
     """
     if not frames:
         raise UnsupportedOperation("concat of no frames")
+    if not all(isinstance(one, Lazy) for one in frames):
+        raise refuse("concat with local values", "put them into a dataset")
+    if len({one._is_series for one in frames}) > 1:
+        raise refuse("concat of frames and columns", "use to_frame(name)")
+    if frames[0]._is_series:
+        frames = _of_one_name(frames)
     views = [frame._ready("concat") for frame in frames]
     labels = list(dict.fromkeys(label for view in views for label in view.labels))
     items: list[Item] = []
@@ -179,6 +206,13 @@ def concat(frames: Sequence[DataFrame]) -> DataFrame:
         null = any(one.may_null for one in exprs)
         items.append(Item(label, column(node, name, dtype, may_nan=nan, may_null=null)))
     return type(frames[0])(frames[0]._session, View(node, tuple(items)))
+
+
+def _of_one_name(columns: Sequence[Any]) -> Sequence[Any]:
+    """Columns as pandas puts them behind each other: of their name if it is of all."""
+    if len({one.name for one in columns}) == 1:
+        return columns
+    return [one.rename(None) for one in columns]
 
 
 def melt(
@@ -203,6 +237,10 @@ def pivot_table(
     """Groups laid out in rows and columns: one query of the groups, laid out here."""
     view = frame._ready("pivot_table")
     rows, across = _listed(index), _listed(columns)
+    if isinstance(aggfunc, list | tuple | Mapping):
+        raise refuse("pivot_table with several aggfuncs", "pivot once for each")
+    if any(isinstance(one, Lazy) for one in (*rows, *across)):
+        raise refuse("pivot_table by a column that is no label", "assign it first, and name it")
     if not rows and not across:
         raise UnsupportedOperation("pivot_table needs index or columns")
     func = function_name(aggfunc)
@@ -212,7 +250,7 @@ def pivot_table(
         if item.label not in {*rows, *across} and result_type(func, item.expr.dtype) is not None
     ]
     groups = DataFrameGroupBy(frame._session, view, keys_of(frame, [*rows, *across]))
-    found = groups[wanted]._all(func).reset_index()
+    found = groups[wanted]._reduced(func).reset_index()
     shown = values if values is not None else wanted
     finish = Finish(
         "pivot_table",
@@ -228,6 +266,8 @@ def crosstab(index: Series, columns: Series, normalize: Any) -> DataFrame:
     """How often each pair of values comes."""
     from accel_dask.client.frame import DataFrame
 
+    if not (isinstance(index, Lazy) and isinstance(columns, Lazy)):
+        raise refuse("crosstab of several or local columns", "use groupby([...]).size()")
     other, rows = index._operand(columns, "crosstab")
     base = View(rows, ())
     for one in (index._expr, other):

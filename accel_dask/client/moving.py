@@ -6,14 +6,15 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from accel_dask.client import dtypes, frequencies
 from accel_dask.client.aggregates import function_name
+from accel_dask.client.arguments import explained
 from accel_dask.client.expressions import Expr, Frame, Key, Literal, call, literal
 from accel_dask.client.nodes import order_of
 from accel_dask.client.sql import microseconds
-from accel_dask.client.unsupported import refuse
+from accel_dask.client.unsupported import refuse, rewrite
 from accel_dask.client.view import Item, View, unknown_column
 from accel_dask.client.windows import Extent, Over
 from accel_dask.errors import UnknownColumn
@@ -115,8 +116,16 @@ def _where(test: Expr, value: Expr) -> Expr:
     return call("case", value.dtype, test, value, Literal(dtypes.NULL, None))
 
 
+_FUNCTIONS: Final = frozenset(["sum", "mean", "min", "max", "count", "std", "var", "median"])
+
+
+@explained("Rolling")
 class Aggregates:
     """The aggregates of a moving window."""
+
+    def __getattr__(self, name: str) -> Any:
+        error = rewrite(name, "Rolling") if not name.startswith("_") else None
+        raise error or AttributeError(f"a window has no {name!r}")
 
     def _apply(self, func: str, **options: Any) -> Any:
         raise NotImplementedError
@@ -161,7 +170,10 @@ class Aggregates:
         """One aggregate, by its name."""
         if isinstance(func, list | tuple | dict):
             raise refuse("several aggregates of a window", "assign one column for each")
-        return self._apply(function_name(func))
+        name = function_name(func)
+        if name not in _FUNCTIONS:
+            raise refuse(f"{name} of a window", f"use {', '.join(sorted(_FUNCTIONS))}")
+        return self._apply(name)
 
     aggregate = agg
 
@@ -209,7 +221,7 @@ class MovingFrame(Aggregates):
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("_") and any(item.label == name for item in self._items):
             return self[name]
-        raise AttributeError(name)
+        return super().__getattr__(name)
 
     def _apply(self, func: str, **options: Any) -> Any:
         found = []

@@ -126,7 +126,11 @@ def microseconds(expr: Expr) -> Expr:
 
 
 def negative(expr: Expr) -> Expr:
-    """`-expr`."""
+    """`-expr`; of booleans their opposite, as in pandas."""
+    if expr.dtype.kind is Kind.BOOL:
+        return inverse(expr)
+    if expr.dtype.kind not in dtypes.NUMBERS | {Kind.DURATION}:
+        raise UnsupportedOperation(f"- is served for numbers only, not for {expr.dtype.kind}")
     if isinstance(expr, Literal) and expr.value is not None:
         return literal(-expr.value)
     return call("neg", dtypes.INT if expr.dtype.kind is Kind.INT else expr.dtype, expr)
@@ -142,6 +146,10 @@ def compare(op: str, left: Expr, right: Expr) -> Expr:
     if Kind.NULL in kinds:
         return Literal(dtypes.BOOL, op == "ne")
     left, right = (_beside(one, other) for one, other in ((left, right), (right, left)))
+    if Kind.CATEGORY in {left.dtype.kind, right.dtype.kind}:
+        if left.dtype != right.dtype and op in {"eq", "ne"} and isinstance(right, Literal):
+            return Literal(dtypes.BOOL, op == "ne")  # no label of its categories
+        check_alike(left, right, f"{_WORDS[op]}")
     kinds = {left.dtype.kind, right.dtype.kind}
     if kinds <= dtypes.NUMBERS:
         if Kind.BOOL in kinds and len(kinds) > 1:
@@ -161,6 +169,8 @@ def _unbool(expr: Expr) -> Expr:
 
 def _beside(expr: Expr, other: Expr) -> Expr:
     """A literal as it is meant beside `other`."""
+    if other.dtype.kind is Kind.CATEGORY and isinstance(expr, Literal):
+        return code_of(expr, other.dtype)
     if other.dtype.is_time and isinstance(expr, Literal):
         return time_literal(expr, other.dtype)
     if other.dtype.kind is Kind.DURATION and isinstance(expr, Literal):
@@ -170,6 +180,31 @@ def _beside(expr: Expr, other: Expr) -> Expr:
 
         return literal(pd.Timedelta(expr.value).to_pytimedelta())
     return expr
+
+
+def code_of(label: Literal, dtype: DType) -> Literal:
+    """The code of a label of the categories `dtype`; as it is if it is none of them."""
+    if label.value in dtype.categories:
+        return Literal(dtype, dtype.categories.index(label.value))
+    return label
+
+
+def check_alike(left: Expr, right: Expr, what: str) -> None:
+    """
+    Raises:
+        UnsupportedOperation: values of the two never are the same ones.
+    """
+    kinds = left.dtype.kind, right.dtype.kind
+    if Kind.NULL in kinds or (_compares(*kinds) and Kind.CATEGORY not in kinds):
+        return
+    if kinds[0] is not kinds[1] or left.dtype.categories != right.dtype.categories:
+        names = " and ".join(
+            "other categories" if kind is Kind.CATEGORY and one.categories else str(kind)
+            for kind, one in zip(kinds, (left.dtype, right.dtype), strict=True)
+        )
+        raise UnsupportedOperation(
+            f"{what} between {names}: convert one of them with .astype (categories: astype(str))"
+        )
 
 
 def time_literal(expr: Expr, beside: DType) -> Expr:
@@ -301,6 +336,9 @@ def common(*exprs: Expr) -> DType:
         return dtypes.NULL
     if len(kinds) == 1:
         found = next(one.dtype for one in exprs if one.dtype.kind is not Kind.NULL)
+        if found.kind is Kind.CATEGORY:
+            for one in exprs:
+                check_alike(Literal(found, None), one, "one column")
         if found.kind is Kind.INT:
             return found if all(one.dtype == found for one in exprs) else dtypes.INT
         if found.kind is Kind.FLOAT:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _LOCAL: Final = "__local_"
 _QUOTED: Final = "__quoted_"
-_PIECES: Final = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`([^`]+)`|@(\w+)""")
+_PIECES: Final = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|`([^`]+)`|@(\w+)|([&|])""")
+_WORDS: Final = {"&": " and ", "|": " or "}
+"""As pandas reads them here: they bind less than comparisons, other than in Python."""
 
 _OPERATORS: Final[dict[type, Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
@@ -44,6 +46,8 @@ def evaluate(frame: DataFrame, text: str, variables: Mapping[str, Any]) -> Serie
         if found[2]:
             quoted.append(found[2])
             return f"{_QUOTED}{len(quoted) - 1}"
+        if found[4]:
+            return _WORDS[found[4]]
         return f"{_LOCAL}{found[3]}"
 
     try:

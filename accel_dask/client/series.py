@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from accel_dask.client import dtypes, operations
 from accel_dask.client.aggregates import aggregate, count_rows, function_name
+from accel_dask.client.arguments import explained
 from accel_dask.client.dtypes import Kind
 from accel_dask.client.expressions import Expr, InRows, Key, Literal, call, literal
 from accel_dask.client.lazy import Lazy
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Word = str  # in the class below `str` is the accessor
 
 
+@explained("Series")
 class Series(WindowMethods, Lazy):
     """One column over some rows. Arithmetic with other columns of the same rows, or values."""
 
@@ -50,6 +52,10 @@ class Series(WindowMethods, Lazy):
     def name(self) -> Hashable:
         """Its label."""
         return self._view.columns[0].label
+
+    @name.setter
+    def name(self, label: Hashable) -> None:
+        self._view = self._view.with_columns((Item(label, self._expr),))
 
     @property
     def _expr(self) -> Expr:
@@ -68,7 +74,7 @@ class Series(WindowMethods, Lazy):
     def __getattr__(self, name: Word) -> NoReturn:
         if name.startswith("_"):
             raise AttributeError(name)
-        error = rewrite(name)
+        error = rewrite(name, "Series")
         if error is not None:
             raise error
         raise AttributeError(f"a lazy Series has no {name!r}")
@@ -85,7 +91,20 @@ class Series(WindowMethods, Lazy):
         return int(self._scalar(count_rows()))
 
     def __array__(self, *_: object, **__: object) -> NoReturn:
-        raise refuse("a lazy Series as a NumPy array", ".compute() it first")
+        raise refuse(
+            "a lazy Series as a NumPy array",
+            "use its own methods (where, mask, clip, arithmetic), or .compute() it first",
+        )
+
+    def __array_ufunc__(self, ufunc: Any, method: Word, *inputs: Any, **_: Any) -> Any:
+        """A NumPy scalar beside it is a value; functions of arrays are not served."""
+        found = _UFUNCS.get(ufunc.__name__) if method == "__call__" and len(inputs) == 2 else None
+        if found is None:
+            raise refuse(f"np.{ufunc.__name__} of a lazy Series", ".compute() it first")
+        left, right = (dtypes.plain(one) for one in inputs)
+        if isinstance(left, Series):
+            return getattr(left, f"__{found}__")(right)
+        return getattr(right, f"__{_REFLECTED.get(found, f'r{found}')}__")(left)
 
     def _with(self, expr: Expr, label: Hashable = ...) -> Series:
         shown = self.name if label is ... else label
@@ -166,6 +185,9 @@ class Series(WindowMethods, Lazy):
     def __pow__(self, other: Any) -> Series:
         return self._arithmetic("pow", other)
 
+    def __rpow__(self, other: Any) -> Series:
+        return self._arithmetic("pow", other, flip=True)
+
     def __lt__(self, other: Any) -> Series:
         return self._compare("lt", other)
 
@@ -208,8 +230,13 @@ class Series(WindowMethods, Lazy):
     def __abs__(self) -> Series:
         return self.abs()
 
+    def __round__(self, decimals: int = 0) -> Series:
+        return self.round(decimals)
+
     add, sub, mul, div, truediv = __add__, __sub__, __mul__, __truediv__, __truediv__
-    floordiv, mod, pow = __floordiv__, __mod__, __pow__
+    radd, rsub, rmul, rdiv, rtruediv = __radd__, __rsub__, __rmul__, __rtruediv__, __rtruediv__
+    floordiv, mod, pow, rfloordiv = __floordiv__, __mod__, __pow__, __rfloordiv__
+    rmod, rpow, multiply, subtract, divide = __rmod__, __rpow__, __mul__, __sub__, __truediv__
     lt, le, gt, ge, eq, ne = __lt__, __le__, __gt__, __ge__, __eq__, __ne__
 
     # Values of each row
@@ -252,7 +279,7 @@ class Series(WindowMethods, Lazy):
     def fillna(self, value: Any, *, inplace: bool = False) -> Series:
         """Missing values replaced by `value`, a value or a column of the same rows."""
         no_inplace(inplace)
-        return self._combine(value, "fillna", _filled)
+        return self._combine(value, "fillna", _filled).rename(self.name)
 
     def combine_first(self, other: Series) -> Series:
         """Missing values replaced by those of `other`."""
@@ -260,9 +287,12 @@ class Series(WindowMethods, Lazy):
 
     def isin(self, values: Any) -> Series:
         """Whether the value is among `values`: a list, or a column of any rows."""
+        if isinstance(values, Word):
+            raise TypeError("isin takes a list of values, not a text")
         if isinstance(values, Series):
             values._ready("isin")
             self._ready("isin")
+            operations.check_alike(self._expr, values._expr, "isin")
             found = InRows(dtypes.BOOL, self._expr, values._view.rows, values._expr)
             return self._with(found)
         return self._with(operations.is_in(self._expr, list(values)))
@@ -282,6 +312,7 @@ class Series(WindowMethods, Lazy):
         return self._chosen(cond, other, keep=False)
 
     def _chosen(self, cond: Any, other: Any, *, keep: bool) -> Series:
+        cond = cond(self) if callable(cond) and not isinstance(cond, Lazy) else cond
         if not isinstance(cond, Series):
             raise refuse("where/mask with a function or array", "pass a comparison of columns")
         condition, rows = self._operand(cond, "where/mask")
@@ -320,9 +351,11 @@ class Series(WindowMethods, Lazy):
     def map(self, arg: Any) -> Series:
         """Values looked up in the dict `arg`; those not in it become missing."""
         if not isinstance(arg, Mapping):
-            error = rewrite("apply")
-            assert error is not None
-            raise error
+            raise refuse(
+                "map with a function",
+                "map a dict, or write where/mask/case_when, str. and dt., or bring a bounded part "
+                "to pandas: .head(n).compute().map(...)",
+            )
         if not arg:
             return self._with(Literal(dtypes.NULL, None))
         values = [literal(value) for value in arg.values()]
@@ -355,6 +388,8 @@ class Series(WindowMethods, Lazy):
 
     def rename(self, index: Hashable = None) -> Series:
         """With another name."""
+        if callable(index) or isinstance(index, Mapping | list):
+            raise refuse("rename of labels of rows", 'give a name: rename("total")')
         return self._with(self._expr, index)
 
     def to_frame(self, name: Hashable = None) -> DataFrame:
@@ -362,6 +397,7 @@ class Series(WindowMethods, Lazy):
         from accel_dask.client.frame import DataFrame
 
         label = self.name if name is None else name
+        label = 0 if label is None else label
         view = self._view.with_columns((Item(label, self._expr),))
         return DataFrame(self._session, view)
 
@@ -388,6 +424,7 @@ class Series(WindowMethods, Lazy):
     # Rows
 
     def __getitem__(self, key: Any) -> Series:
+        key = key(self) if callable(key) and not isinstance(key, Lazy) else key
         if not isinstance(key, Series):
             raise refuse("a Series by position or label", "filter it by a comparison")
         return self._of_frame(lambda df: df._filtered(key))
@@ -420,15 +457,19 @@ class Series(WindowMethods, Lazy):
 
     def nlargest(self, n: int = 5) -> Series:
         """The largest values, in descending order."""
-        return self.dropna()._of_frame(lambda df: df.nlargest(n, _VALUE))
+        return self._of_frame(lambda df: df.nlargest(n, _VALUE))
 
     def nsmallest(self, n: int = 5) -> Series:
         """The smallest values, in order."""
-        return self.dropna()._of_frame(lambda df: df.nsmallest(n, _VALUE))
+        return self._of_frame(lambda df: df.nsmallest(n, _VALUE))
 
     def _of_frame(self, change: Callable[[DataFrame], DataFrame]) -> Series:
         changed = change(self.to_frame(_VALUE))._view
         return self._like(changed.with_columns((Item(self.name, changed.columns[0].expr),)))
+
+    def sample(self, n: int = 1, *, random_state: int | None = None) -> Series:
+        """`n` values by chance: the same for the same data and `random_state`."""
+        return self._of_frame(lambda df: df.sample(n, random_state=random_state))
 
     def drop_duplicates(self) -> Series:
         """Each value once, in no order."""
@@ -618,6 +659,10 @@ class Series(WindowMethods, Lazy):
             sort=sort, dropna=dropna,
         )  # fmt: skip
 
+    def resample(self, rule: Any) -> Any:
+        """Grouped by bins of the time that is its index, empty ones included."""
+        return self.to_frame(_VALUE).resample(rule)[_VALUE]._named(self.name)
+
     def rolling(self, window: Any, min_periods: int | None = None, center: bool = False,
                 closed: Word | None = None) -> Moving:  # fmt: skip
         """A window of the last `window` rows; or, with times as the index, of a time like `7D`."""
@@ -639,6 +684,14 @@ class Series(WindowMethods, Lazy):
 
 
 _VALUE = "value"
+_UFUNCS = {
+    "add": "add", "subtract": "sub", "multiply": "mul", "divide": "truediv",
+    "true_divide": "truediv", "floor_divide": "floordiv", "remainder": "mod", "power": "pow",
+    "less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge", "equal": "eq",
+    "not_equal": "ne", "bitwise_and": "and", "bitwise_or": "or", "logical_and": "and",
+    "logical_or": "or",
+}  # fmt: skip
+_REFLECTED = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le", "eq": "eq", "ne": "ne"}
 
 
 def _filled(expr: Expr, value: Expr) -> Expr:
@@ -653,6 +706,8 @@ def _like(value: Expr, beside: Expr) -> Expr:
     """A literal in the type of the column that it is put into."""
     if not isinstance(value, Literal) or value.value is None:
         return value
+    if beside.dtype.kind is Kind.CATEGORY:
+        return operations.code_of(value, beside.dtype)
     if beside.dtype.is_time:
         return operations.time_literal(value, beside.dtype)
     if beside.dtype.kind is Kind.DECIMAL:

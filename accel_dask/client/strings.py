@@ -6,17 +6,24 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from accel_dask.client import dtypes, operations
+from accel_dask.client.arguments import explained
 from accel_dask.client.dtypes import DType, Kind
 from accel_dask.client.expressions import Expr, Literal, call, literal
-from accel_dask.client.unsupported import refuse
+from accel_dask.client.unsupported import refuse, rewrite
 
 if TYPE_CHECKING:
     from accel_dask.client.series import Series
 
-_WHITESPACE: Final = " \t\n\r\v\f"
-_NOT_IN_RE2: Final = re.compile(r"\(\?[=!<]|\\[1-9]|\(\?P=")
+_WHITESPACE: Final = "".join(
+    chr(code) for code in range(0x3001) if chr(code).isspace()
+)  # as Python has it
+_NOT_IN_RE2: Final = re.compile(r"\(\?(?:[=!>]|<[=!])|\\[1-9]|\(\?P=|[*+?}]\+")
+_SPACE: Final = r"\s\x0b\x1c-\x1f\x{85}\p{Z}"
+_CLASSES: Final = {"d": r"\p{Nd}", "w": r"\p{L}\p{N}_", "s": _SPACE}
+"""What Python takes for digits, letters and space, inside brackets."""
 
 
+@explained("str")
 class Strings:
     """Operations on a column of texts."""
 
@@ -30,7 +37,7 @@ class Strings:
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):
             raise AttributeError(name)
-        raise refuse(f".str.{name}", "bring a bounded part to pandas: .head(n).compute()")
+        raise rewrite(name, "str") or AttributeError(f".str has no {name!r}")
 
     def _function(self, name: str, *more: Any, dtype: DType = dtypes.STRING) -> Series:
         return self._series._with(_function(name, dtype, self._expr, *map(literal, more)))
@@ -75,12 +82,14 @@ class Strings:
         is_plain = not regex or pat == re.escape(pat)
         if is_plain and case:
             return self._test("contains", pat)
-        return self._test("regexp_matches", _pattern(pat if regex else re.escape(pat), case=case))
+        pattern = _tested(pat) if regex else re.escape(pat)
+        return self._test("regexp_matches", pattern if case else f"(?i){pattern}")
 
     def match(self, pat: str, case: bool = True, na: Any = False) -> Series:
         """Whether `pat` matches at the start."""
         _only_false(na)
-        return self._test("regexp_matches", _pattern(f"^(?:{pat})", case=case))
+        pattern = _tested(f"^(?:{pat})")
+        return self._test("regexp_matches", pattern if case else f"(?i){pattern}")
 
     def fullmatch(self, pat: str, case: bool = True, na: Any = False) -> Series:
         """Whether `pat` matches the whole text."""
@@ -107,7 +116,7 @@ class Strings:
 
     def isdigit(self) -> Series:
         """Whether it has only digits, and one at least."""
-        return self._test("regexp_full_match", r"[0-9]+")
+        return self._test("regexp_full_match", r"[\p{Nd}\p{No}]+")
 
     def replace(self, pat: str, repl: str, n: int = -1, *, case: bool = True,
                 regex: bool = False) -> Series:  # fmt: skip
@@ -168,10 +177,12 @@ class Strings:
         part = _function("substring", dtypes.STRING, self._expr, where, literal(1))
         return self._series._with(call("case", dtypes.STRING, there, part, _missing()))
 
-    def split(self, pat: str, *, regex: bool = False, expand: bool = False) -> Split:
+    def split(self, pat: str = "", *, regex: bool = False, expand: bool = False) -> Split:
         """The parts between `pat`; take one with `.str.get(i)` or `.str[i]`."""
         if regex or expand or not pat:
-            raise refuse("str.split with regex or expand", "use .str.split(text).str.get(i)")
+            raise refuse(
+                "str.split by whitespace, with regex or expand", "use .str.split(text).str.get(i)"
+            )
         return Split(self._series, pat)
 
     def find(self, sub: str) -> Series:
@@ -193,8 +204,10 @@ class Strings:
         part = _function("regexp_extract", dtypes.STRING, self._expr, pattern, literal(1))
         return self._series._with(call("case", dtypes.STRING, matches, part, _missing()))
 
-    def cat(self, others: Series, sep: str = "", na_rep: str | None = None) -> Series:
+    def cat(self, others: Any = None, sep: str = "", na_rep: str | None = None) -> Series:
         """This and `others` put together; missing if one is, unless `na_rep` stands for it."""
+        if others is None or isinstance(others, list):
+            raise refuse("str.cat of all rows, or of several columns", "cat one column at a time")
         mine, other = self._series, others
         if na_rep is not None:
             mine, other = mine.fillna(na_rep), other.fillna(na_rep)
@@ -212,6 +225,9 @@ class Split:
     def str(self) -> Split:
         """Itself."""
         return self
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise rewrite(name, "str") or AttributeError(f"parts of texts have no {name!r}")
 
     def get(self, i: int) -> Series:
         """Part `i`; missing where there are not so many."""
@@ -248,4 +264,47 @@ def _pattern(pat: str, *, case: bool = True) -> str:
         raise refuse(
             f"the pattern {pat!r}: look-around and back-references", "use a simpler pattern"
         )
-    return pat if case else f"(?i){pat}"
+    found = _of_all_scripts(pat)
+    return found if case else f"(?i){found}"
+
+
+def _tested(pat: str) -> str:
+    """As `_pattern`; `$` is also before a last line's end, which is not part of any match here."""
+    _pattern(pat)
+    return _of_all_scripts(pat, end=r"(?:\n?\z)")
+
+
+def _of_all_scripts(pat: str, *, end: str = "$") -> str:
+    """With `\\d`, `\\w` and `\\s` of all scripts, which the engine takes for those of ASCII."""
+    found: list[str] = []
+    in_brackets = False
+    at = 0
+    while at < len(pat):
+        char, following = pat[at], pat[at + 1 : at + 2]
+        if char == "\\":
+            found.append(_escape(following, pat, in_brackets=in_brackets))
+            at += 2
+            continue
+        if char == "[" and not in_brackets:
+            in_brackets = True
+            # A bracket that comes first is one of the characters.
+            start = re.match(r"\[\^?\]?", pat[at:])
+            char = start[0] if start else char
+        elif char == "]":
+            in_brackets = False
+        elif char == "$" and not in_brackets:
+            char, at = end, at + 1 - len(end)
+        found.append(char)
+        at += len(char)
+    return "".join(found)
+
+
+def _escape(letter: str, pat: str, *, in_brackets: bool) -> str:
+    inside = _CLASSES.get(letter.lower())
+    if inside is None:
+        return f"\\{letter}"
+    if letter.islower():
+        return inside if in_brackets else f"[{inside}]"
+    if in_brackets:
+        raise refuse(f"the pattern {pat!r}: \\{letter} in brackets", "write [^...] of the others")
+    return f"[^{inside}]"

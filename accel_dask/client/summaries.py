@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from accel_dask.client.series import Series
 
 _STATS: Final = ("count", "mean", "std", "min", "25%", "50%", "75%", "max")
+_STATS_OF_TIMES: Final = ("count", "mean", "min", "25%", "50%", "75%", "max")
 
 
 def one_row(rows: Node, values: Sequence[Expr], finish: Finish) -> View:
@@ -46,35 +47,49 @@ def quantiles(series: Series, at: Sequence[float]) -> Series:
     return type(series)(series._session, one_row(rows, values, finish))
 
 
-def _stats(expr: Expr, rows: Node) -> list[Expr]:
-    plain = {"count": "count", "mean": "mean", "std": "std", "min": "min", "max": "max"}
-    return [
-        aggregate(plain[stat], expr, rows)
-        if stat in plain
-        else aggregate("quantile", expr, rows, q=float(stat[:-1]) / 100)
-        for stat in _STATS
+_DESCRIBED: Final = dtypes.TIMES | dtypes.NUMBERS - {dtypes.Kind.BOOL}
+_DESCRIBED_IN_FRAMES: Final = _DESCRIBED - {dtypes.Kind.TIMESTAMPTZ}
+"""As pandas has it: times with a time zone are asked for by name."""
+
+
+def _stats(expr: Expr, rows: Node, stats: Sequence[str]) -> list[Expr]:
+    found = [
+        aggregate("quantile", expr, rows, q=float(stat[:-1]) / 100)
+        if stat.endswith("%")
+        else aggregate(stat, expr, rows)
+        for stat in stats
     ]
+    return found if expr.dtype.is_time else [call("cast", dtypes.FLOAT, one) for one in found]
 
 
 def describe_series(series: Series) -> Series:
     """Count, mean, spread and quartiles of a number column."""
     rows = series._ready("describe").rows
-    if not series._expr.dtype.is_number or series._expr.dtype.kind is dtypes.Kind.BOOL:
-        raise refuse(f"describe of a {series._expr.dtype.kind} column", "use value_counts")
-    values = [call("cast", dtypes.FLOAT, one) for one in _stats(series._expr, rows)]
-    finish = Finish("describe", finishing.row_as_series(_STATS, series.name))
+    kind = series._expr.dtype.kind
+    if kind not in _DESCRIBED:
+        raise refuse(f"describe of a {kind} column", "use value_counts")
+    stats = _STATS_OF_TIMES if series._expr.dtype.is_time else _STATS
+    values = _stats(series._expr, rows, stats)
+    finish = Finish("describe", finishing.row_as_series(stats, series.name))
     return type(series)(series._session, one_row(rows, values, finish))
 
 
 def describe_frame(frame: DataFrame) -> DataFrame:
-    """The same of all number columns."""
+    """The same of all columns of numbers, and of times without a time zone."""
     view = frame._ready("describe")
-    items = _numbers(view, without_bool=True)
+    items = [item for item in view.columns if item.expr.dtype.kind in _DESCRIBED_IN_FRAMES]
+    if any(item.expr.dtype.kind is dtypes.Kind.DURATION for item in view.columns):
+        raise refuse("describe of durations", "make seconds of them: .dt.total_seconds()")
+    if not items:
+        raise refuse("describe without columns of numbers or times", "use value_counts")
+    stats = [_STATS_OF_TIMES if one.expr.dtype.is_time else _STATS for one in items]
     values = [
-        call("cast", dtypes.FLOAT, one) for item in items for one in _stats(item.expr, view.rows)
+        one
+        for item, wanted in zip(items, stats, strict=True)
+        for one in _stats(item.expr, view.rows, wanted)
     ]
     labels = [item.label for item in items]
-    finish = Finish("describe", finishing.row_as_table(labels, _STATS))
+    finish = Finish("describe", finishing.row_as_table(labels, stats))
     return type(frame)(frame._session, one_row(view.rows, values, finish))
 
 
@@ -101,6 +116,8 @@ def reduce_frame(frame: DataFrame, func: str, *, numeric_only: bool, **options: 
 
     view = frame._ready(func)
     items = _numbers(view) if numeric_only else list(view.columns)
+    if not items:
+        raise UnsupportedOperation(f"{func} of a frame without such columns; select some")
     for item in items:
         if result_type(func, item.expr.dtype) is None:
             raise UnsupportedOperation(
@@ -135,9 +152,8 @@ def mode(series: Series) -> Series:
     return type(series)(series._session, found.sorted([Key(columns["key"])]))
 
 
-def _numbers(view: View, *, without_bool: bool = False) -> list[Item]:
-    kinds = dtypes.NUMBERS - ({dtypes.Kind.BOOL} if without_bool else set())
-    return [item for item in view.columns if item.expr.dtype.kind in kinds]
+def _numbers(view: View) -> list[Item]:
+    return [item for item in view.columns if item.expr.dtype.is_number]
 
 
 def label_of_extreme(series: Series, what: str, *, ascending: bool) -> Any:

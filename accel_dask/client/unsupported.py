@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from accel_dask.errors import UnsupportedAttribute, UnsupportedOperation
 
@@ -12,7 +12,6 @@ _REWRITES: Final[dict[str, str]] = {
     "apply": f"write where/mask/case_when, str. and dt. or groupby.agg, {_PULL}.apply(...)",
     "applymap": f"write expressions over the columns, {_PULL}.map(...)",
     "transform": f'use groupby(...).transform("mean") and the like, {_PULL}.transform(...)',
-    "pipe": "call the function with the frame",
     "iterrows": f"write expressions over columns, {_PULL}.iterrows()",
     "itertuples": f"write expressions over columns, {_PULL}.itertuples()",
     "items": "loop over df.columns",
@@ -38,8 +37,6 @@ _REWRITES: Final[dict[str, str]] = {
     "align": "merge on a key",
     "join": "use merge(on=...)",
     "update": "merge, then fillna",
-    "insert": "use assign",
-    "pop": "use df[name], then drop",
     "eval": "write the expression in Python, or use assign",
     "idxmax": "sort_values(...).head(1), or nlargest(1, ...)",
     "idxmin": "sort_values(...).head(1), or nsmallest(1, ...)",
@@ -65,14 +62,53 @@ _REWRITES: Final[dict[str, str]] = {
     "xs": "filter by the key",
     "loc": "use df.loc[mask] or df.loc[mask, columns]",
     "array": "use .to_arrow()",
+    "index": "rows have none; groups have their keys: reset_index() makes columns of them",
+    "groups": "use size(), or filter one key and compute",
+    "indices": "use size(), or filter one key and compute",
+    "ohlc": 'use agg(["first", "max", "min", "last"])',
+    "nth": "use head(n), or filter by cumcount()",
+    "describe": "use agg with the figures that are wanted",
+    "ngroup": "rank the key: df[key].rank(method='dense')",
+    "unique": "use drop_duplicates() of the key and the column",
+    "dtypes": "use the frame's",
+    "first_valid_index": "use dropna().head(1)",
+    "last_valid_index": "use dropna().tail(1)",
+    "is_monotonic_increasing": "compare with shift(1)",
+    "is_monotonic_decreasing": "compare with shift(1)",
+    "hasnans": "use isna().any()",
+    "combine": "use where, or fillna",
+    "equals": "compute() both first",
+    "compare": "compute() both first",
+    "style": "use .compute().style",
 }  # fmt: skip
 
+_OWNERS: Final = {
+    "DataFrame": lambda pd: pd.DataFrame,
+    "Series": lambda pd: pd.Series,
+    "DataFrameGroupBy": lambda pd: pd.api.typing.DataFrameGroupBy,
+    "SeriesGroupBy": lambda pd: pd.api.typing.SeriesGroupBy,
+    "Rolling": lambda pd: pd.api.typing.Rolling,
+    "Resampler": lambda pd: pd.api.typing.Resampler,
+    "str": lambda pd: pd.Series.str,
+    "dt": lambda pd: pd.Series.dt,
+    "module": lambda pd: pd,
+}
 
-def rewrite(name: str) -> UnsupportedAttribute | None:
-    """The error for pandas' `name`; None: pandas has no such thing that we know of."""
+
+def of_pandas(owner: str) -> Any:
+    """pandas' own class, accessor or module."""
+    import pandas as pd
+
+    return _OWNERS[owner](pd)
+
+
+def rewrite(name: str, *owners: str) -> UnsupportedAttribute | None:
+    """The error for the `name` of pandas' `owners`; None: they have no such thing."""
     advice = _REWRITES.get(name)
     if advice is None:
-        return None
+        if not any(hasattr(of_pandas(owner), name) for owner in owners):
+            return None
+        advice = _PULL.removeprefix("or ")
     return UnsupportedAttribute(f"{name} is not served, as it has no bounded SQL; {advice}")
 
 

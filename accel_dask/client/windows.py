@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from accel_dask.client import dtypes, operations
 from accel_dask.client.aggregates import aggregate
+from accel_dask.client.arguments import explained
 from accel_dask.client.dtypes import DType, Kind
 from accel_dask.client.expressions import (
     Aggregation,
@@ -91,9 +92,22 @@ class Over:
         name = "lag" if periods >= 0 else "lead"
         operands: list[Expr] = [expr, literal(abs(periods))]
         if fill is not None:
-            operands.append(operations.converted(literal(fill), expr.dtype))
+            beside = operations.common(expr, literal(fill)) if expr.dtype.is_number else expr.dtype
+            operands.append(operations.converted(literal(fill), beside))
+            expr = operations.converted(expr, beside)
+            operands[0] = expr
         found = self.window(name, expr.dtype, *operands, order=self.order("shift"))
         return self.grouped(_plain(found, expr))
+
+    def edge(self, expr: Expr, func: str) -> Expr:
+        """The first or last value of all rows that is not missing."""
+        keys = self.order(func)
+        keys = keys if func == "first" else reversed_keys(keys)
+        present = Key(call("isna", dtypes.BOOL, expr))
+        everything = Frame(None, None)
+        return self.window(
+            "first_value", expr.dtype, clean(expr), order=(present, *keys), frame=everything
+        )
 
     def diff(self, expr: Expr, periods: int) -> Expr:
         return operations.arithmetic("sub", expr, self.shift(expr, periods))
@@ -192,6 +206,7 @@ def share_of_all(rows: Node, expr: Expr) -> Expr:
     return operations.arithmetic("div", expr, total)
 
 
+@explained("Series")
 class WindowMethods:
     """pandas' window methods, of a column or of one column of groups."""
 

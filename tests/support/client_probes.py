@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from client_world import same
 
-PROBES = """
+PROBES = r"""
 df[df.i > 1]
 df[df.k != 'a']
 df[~(df.k == 'a')]
@@ -176,6 +176,69 @@ df.select_dtypes('number')
 df[df.i > df.i.mean()]
 df[df.k.isin(df[df.i > 3].k)]
 df.set_index('row').sort_index()
+df[lambda d: d.i > 1]
+df.loc[lambda d: d.i > 1, 'i']
+df.i[lambda s: s > 1]
+df.pipe(lambda d: d[d.i > 1])
+df.query('(i > 1) & (f < 2) | b == False')
+df.query('i > 2 & b')
+df.drop(columns=['f', 'none'], errors='ignore')
+df.add_prefix('p_')
+df.filter(regex='^[ij]$')
+-df.b
+df[-df.b]
+df[['i', 'f']] * 2
+2 - df[['i', 'f']]
+df[['i', 'f']] / df[['i', 'f']]
+df[['i', 'j']] == df[['i', 'j']]
+df[['i', 'j']][df[['i', 'j']] > 1]
+(df[['i', 'j']] > 1).sum()
+df[['i', 'f']].clip(-1, 1)
+df[['i', 'f']].where(df.i > 0, 0)
+df[['f', 'g']].mask(df[['f', 'g']].isna(), -1)
+df[['i', 'j']].isin({'i': [1, 2]})
+df[['i', 'j']].replace({1: 5})
+df[['i', 'j']].shift(1)
+df[['i', 'f']].cumsum()
+df[['i', 'f']].rank()
+df[['i', 'f']].prod()
+df[['i', 'f']].skew()
+df.assign(x=df.f.fillna(df.i))[['x']]
+df.f.fillna(df.i)
+df.i.shift(1, fill_value=0.5)
+df.i.nlargest(100)
+df.g.nsmallest(55)
+round(df.f, 1)
+df.k.str.contains('b$')
+df.k.str.contains(r'^\w+$')
+df.k.str.contains(r'\s')
+df.k.str.replace(r'(\w)', r'<\1>', regex=True)
+df.groupby('k').cumcount()
+df.groupby('k').tail(1)
+df.groupby('k').i.transform('first')
+df.groupby('k').g.transform('last')
+df.groupby('k').i.transform('cumsum')
+df.groupby('k')[['i', 'f']].quantile(0.3)
+df.groupby('k')[['i', 'f']].prod()
+df.groupby('k')[['b']].any()
+df.groupby('k').f.kurt()
+df.groupby('k').t.median()
+len(df.groupby('k'))
+df.t.median()
+df.t.quantile([0.1, 0.9])
+df.t.describe()
+df[['i', 't']].describe()
+df.describe()
+df.set_index('t').i.resample('D').sum()
+df.set_index('t').groupby(pd.Grouper(freq='D')).i.sum()
+df.groupby('k')[['i']].sum().merge(df.groupby('k').f.sum(), left_index=True, right_index=True)
+pd.concat([df.i, df.j])
+pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']) == 'low'
+pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).isin(['low', 'none'])
+pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).max()
+pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).astype(str)
+pd.cut(df.i, [-8, 0, 5], labels=['low', 'high']).fillna('low')
+pd.isnull(df.k)
 """.strip().splitlines()
 
 
