@@ -28,7 +28,6 @@ from accel_dask.errors import AlignmentError, UnsupportedOperation
 
 if TYPE_CHECKING:
     from accel_dask.client.frame import DataFrame
-    from accel_dask.client.series import Series
 
 _HOWS: Final = {"inner", "left", "right", "outer"}
 
@@ -262,11 +261,12 @@ def pivot_table(
     return type(frame)(frame._session, View(inner.rows, inner.columns, (), finish))
 
 
-def crosstab(index: Series, columns: Series, normalize: Any) -> DataFrame:
+def crosstab(index: Any, columns: Any, normalize: Any) -> DataFrame:
     """How often each pair of values comes."""
     from accel_dask.client.frame import DataFrame
+    from accel_dask.client.series import Series
 
-    if not (isinstance(index, Lazy) and isinstance(columns, Lazy)):
+    if not (isinstance(index, Series) and isinstance(columns, Series)):
         raise refuse("crosstab of several or local columns", "use groupby([...]).size()")
     other, rows = index._operand(columns, "crosstab")
     base = View(rows, ())

@@ -211,7 +211,11 @@ class Strings:
         mine, other = self._series, others
         if na_rep is not None:
             mine, other = mine.fillna(na_rep), other.fillna(na_rep)
-        return (mine + sep + other if sep else mine + other).rename(self._series.name)
+        found: Series = mine + sep + other if sep else mine + other
+        return found.rename(self._series.name)
+
+
+Word = str  # in the class below `str` is what pandas calls the parts
 
 
 class Split:
@@ -226,7 +230,7 @@ class Split:
         """Itself."""
         return self
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: Word) -> NoReturn:
         raise rewrite(name, "str") or AttributeError(f"parts of texts have no {name!r}")
 
     def get(self, i: int) -> Series:

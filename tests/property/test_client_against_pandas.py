@@ -645,6 +645,31 @@ def test_neighbours_and_cumulatives(
     both(world, table, apply)
 
 
+@family(st.integers(0, 11), pick([["i", "f"], ["g", "i"], [ODD, "f"]]), pick([2, 0.5, -1]))
+def test_every_column_on_its_own(
+    world: World, table: pa.Table, which: int, columns: list[str], value: float
+) -> None:
+    def apply(df: Any, _: Any) -> Any:
+        df = df.sort_values("row")
+        part = df[columns]
+        return [
+            lambda: part * value,
+            lambda: value - part,
+            lambda: part / part,
+            lambda: (part > value).sum(),
+            lambda: part == value,
+            lambda: part.where(df.b, value),
+            lambda: part.mask(part > value),
+            lambda: part[part != value],
+            lambda: part.clip(-1, value) if value > 0 else part.clip(value),
+            lambda: part.isin([value, 1]),
+            lambda: part.shift(1),
+            lambda: part.cumsum(),
+        ][which]()
+
+    both(world, _tame(table), apply, ordered=which < 10)
+
+
 @family(pick(["average", "min", "max", "first", "dense"]), pick(["f", "i", "g"]), st.booleans(),
         st.booleans(), pick([None, "k"]))  # fmt: skip
 def test_ranks(
