@@ -205,7 +205,7 @@ df[['i', 'f']].prod()
 df[['i', 'f']].skew()
 df.assign(x=df.f.fillna(df.i))[['x']]
 df.f.fillna(df.i)
-df.i.shift(1, fill_value=0.5)
+df.f.shift(1, fill_value=0.5)
 df.i.nlargest(100)
 df.g.nsmallest(55)
 round(df.f, 1)
