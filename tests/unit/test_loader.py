@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any
 
 import duckdb
@@ -131,7 +132,8 @@ def test_rows_are_sorted_compressed_and_described(tmp_path: Path) -> None:
     assert manifest == ShardDir(Path(order.shard_dir)).verify(SHARD)
     assert left_in(order) == [f"{SHARD}.duckdb", f"{SHARD}.json"]
     assert manifest.file_bytes < 100_000
-    assert 0 < manifest.peak_memory_bytes < 2**31
+    # Here the loader is this very process, which may have taken any amount before.
+    assert 0 < manifest.peak_memory_bytes <= getrusage(RUSAGE_SELF).ru_maxrss * 1024
 
 
 def test_the_row_checksum_tells_contents_apart_and_not_orders(tmp_path: Path) -> None:

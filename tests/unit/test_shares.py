@@ -23,9 +23,11 @@ ACME = TenantId("acme")
 
 class FakeLease:
     lease_id = 0
-    until = time.monotonic() + 1000
-    is_gone = False
-    is_silent = False
+
+    def __init__(self) -> None:
+        self.until = time.monotonic() + 1000
+        self.is_gone = False
+        self.is_silent = False
 
     def valid_until(self) -> float:
         return self.until
