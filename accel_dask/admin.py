@@ -16,12 +16,12 @@ from accel_dask.connectors.olap.settings import engine_settings
 from accel_dask.errors import CommitConflict, ConfigError, LoadError
 from accel_dask.model import row_filter
 from accel_dask.model.cluster import ClusterView, Record
-from accel_dask.model.commit import Commit, Put, Requirement, Unchanged, UnchangedUnder
+from accel_dask.model.commit import Commit, Put, Requirement, UnchangedUnder, unchanged
 from accel_dask.model.dataset import ColdPolicy, Dataset, PublishRequest, Rollup, dataset_path
 from accel_dask.model.epoch import OPEN_STATES, Epoch, EpochState
 from accel_dask.model.fallback import FallbackSpec
 from accel_dask.model.guarantees import quota_commit
-from accel_dask.model.ids import DatasetId, Path, Revision, TenantId
+from accel_dask.model.ids import DatasetId, Revision, TenantId
 from accel_dask.model.rollup import check_rollups
 from accel_dask.model.tenant import (
     MAX_CPU_WEIGHT,
@@ -108,11 +108,6 @@ def _change(store: StateStore, because: str, decide: Callable[[ClusterView], _De
                 raise
 
 
-def _same(view: ClusterView, path: Path) -> Unchanged:
-    found = view.get(path)
-    return Unchanged(path, Revision(0) if found is None else found.mod_revision)
-
-
 def _commit_quota(
     store: StateStore, tenant: TenantId, quota_of: Callable[[ClusterView], Quota]
 ) -> Quota:
@@ -161,10 +156,10 @@ def create_user(store: StateStore, name: str, tenant: str, token: str | None = N
     def decide(view: ClusterView) -> _Decided:
         if view.tenant(made.tenant) is None:
             raise ConfigError(f"there is no tenant {tenant}; create it first")
-        known = next((user for user in view.records(User) if user.name == name), None)
+        known = view.find(User, user_path(name))
         if known is not None and known.tenant != tenant:
             raise ConfigError(f"user {name} belongs to another tenant; choose another name")
-        return made, (_same(view, tenant_path(made.tenant)), _same(view, made.path))
+        return made, (unchanged(view, tenant_path(made.tenant)), unchanged(view, made.path))
 
     _change(store, f"user {name} of tenant {tenant}", decide)
     return token
@@ -190,7 +185,7 @@ def _declare(
         _check_dataset(view, made[0])
         others = UnchangedUnder((Dataset.KIND, name.tenant), view.revision)
         paths = (tenant_path(name.tenant), dataset_path(name))
-        return made[0], (*(_same(view, path) for path in paths), others)
+        return made[0], (*(unchanged(view, path) for path in paths), others)
 
     _change(store, f"dataset {name} is declared", checked)
     return made[0]
@@ -350,10 +345,10 @@ def rotate_token(store: StateStore, name: str, token: str | None = None) -> str:
     token = token or secrets.token_urlsafe(24)
 
     def decide(view: ClusterView) -> _Decided:
-        user = next((user for user in view.records(User) if user.name == name), None)
+        user = view.find(User, user_path(name))
         if user is None:
             raise ConfigError(f"there is no user {name}")
-        return replace(user, token_sha256=hash_token(token)), (_same(view, user.path),)
+        return replace(user, token_sha256=hash_token(token)), (unchanged(view, user.path),)
 
     _change(store, f"user {name} has another token", decide)
     return token

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,13 +56,14 @@ class LoadFigures:
             queries=queries,
             failed=failed,
             queries_per_second=round(len(recent) / seconds, 2),
-            p50_ms=round(_quantile(times, 0.5), 2),
-            p99_ms=round(_quantile(times, 0.99), 2),
+            p50_ms=round(quantile(times, 0.5), 2),
+            p99_ms=round(quantile(times, 0.99), 2),
             per_tenant=tuple(
                 (tenant, round(count / seconds, 2)) for tenant, count in sorted(tenants.items())
             ),
         )
 
 
-def _quantile(ordered: list[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The value that `share` of the `ordered` are not above; 0 if there are none."""
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0

@@ -76,13 +76,12 @@ class _Engines(Collector):
             "accel_gateway_engine_seconds", "Time of a query at an engine", labels=labels
         )
         for way in self._fallback.ways():
-            load, counts = way.load(), way.counts()
-            of = (load.tenant, load.engine)
+            of, counts = (way.tenant, way.name), way.counts()
             for outcome, count in counts.outcomes:
                 queries.add_metric((*of, outcome), count)
             refused.add_metric(of, counts.refused)
             running.add_metric(of, counts.running)
-            breaker.add_metric(of, float(load.breaker == "open"))
+            breaker.add_metric(of, float(way.state == "open"))
             below = [*accumulate(counts.histogram)]
             bounds = [*(str(bound) for bound in BUCKETS), "+Inf"]
             seconds.add_metric(of, list(zip(bounds, below, strict=True)), counts.seconds)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from accel_dask.errors import AccelError, CommitConflict
@@ -218,13 +218,7 @@ class Shares:
             # First nobody new begins, then who runs is counted: see `Admission.demand`.
             held = self._held[tenant] = target
         demand = self._admission.demand(tenant)
-        holding = Holding(
-            tenant=tenant,
-            gateway=self._gateway,
-            held=held,
-            running=demand.running,
-            wanted=holding.wanted,
-        )
+        holding = replace(holding, held=held, running=demand.running)
         move = next_move(view, holding, shares)
         if move.share is not None:
             self._write(view, lease, move.share, move.target)

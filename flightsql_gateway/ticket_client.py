@@ -57,21 +57,19 @@ class TicketCall:
         Raises:
             ExecutorUnavailable: the connection ended, or what came makes no sense.
         """
-        return self._noted(self._checked(wait=False))
+        return self._next(wait=False)
 
     def read(self) -> Frame:
         """The next frame; waits for it. Raises as `poll`."""
-        found = self._noted(self._checked(wait=True))
+        found = self._next(wait=True)
         assert found is not None
         return found
 
-    def _checked(self, *, wait: bool) -> Frame | None:
+    def _next(self, *, wait: bool) -> Frame | None:
         try:
-            return self._reader.read() if wait else self._reader.poll()
+            found = self._reader.read() if wait else self._reader.poll()
         except InvariantViolated as error:
             raise ExecutorUnavailable(f"the executor's answer cannot be read: {error}") from error
-
-    def _noted(self, found: Frame | None) -> Frame | None:
         if found is not None and found.kind in (FrameKind.END, FrameKind.ERROR):
             self._is_whole = self._reader.is_between_frames
         return found

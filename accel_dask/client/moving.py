@@ -190,8 +190,12 @@ class Moving(Aggregates):
         self._over, self._expr, self._time, self._reach = over, expr, time, reach
         self._made = made
 
+    def expr(self, func: str, **options: Any) -> Expr:
+        """The aggregate `func` over the window of each row."""
+        return moved(self._over, self._expr, self._time, self._reach, func, **options)
+
     def _apply(self, func: str, **options: Any) -> Any:
-        return self._made(moved(self._over, self._expr, self._time, self._reach, func, **options))
+        return self._made(self.expr(func, **options))
 
 
 class MovingFrame(Aggregates):
@@ -229,9 +233,7 @@ class MovingFrame(Aggregates):
             if item.label == self._time and self._time is not None:
                 found.append(item)
                 continue
-            moving = self._moving_of(item)
-            expr = moved(moving._over, moving._expr, moving._time, moving._reach, func, **options)
-            found.append(Item(item.label, expr))
+            found.append(Item(item.label, self._moving_of(item).expr(func, **options)))
         return self._made(found)
 
 

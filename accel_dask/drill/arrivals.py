@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator, Sequence
 
 from accel_dask.drill.workload import DAYS, STORES
+from flightsql_gateway.load_figures import quantile
 
 _LAST_DAY = DAYS - 35
 """So that a month from it on is within the data."""
@@ -28,5 +29,4 @@ def filled(statements: Sequence[str], number: int, rng: random.Random) -> str:
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that `share` of the values are not above; 0 if there are none."""
-    ordered = sorted(values)
-    return ordered[min(int(len(ordered) * share), len(ordered) - 1)] if ordered else 0.0
+    return quantile(sorted(values), share)

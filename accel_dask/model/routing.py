@@ -125,6 +125,10 @@ class RoutingTable:
         """In order of their names."""
         return tuple(self.datasets[key] for key in sorted(self.datasets) if key.tenant == tenant)
 
+    def quota_of(self, tenant: TenantId) -> Quota:
+        """The tenant's; the default one if it is not known."""
+        return self.quotas.get(tenant, Quota())
+
 
 def _alike(datasets: Iterable[DatasetId]) -> dict[tuple[TenantId, str], tuple[str, ...]]:
     names: dict[tuple[TenantId, str], list[str]] = {}
@@ -136,7 +140,7 @@ def _alike(datasets: Iterable[DatasetId]) -> dict[tuple[TenantId, str], tuple[st
 def build_routing(view: ClusterView) -> RoutingTable:
     """The routing table of `view`. On one host only the newest generation of a kind that has
     an epoch is routed to; older ones answer what is under way and end."""
-    routes = _executor_routes(view)
+    routes = executor_routes(view)
     declared = {dataset.dataset_id: dataset for dataset in view.records(Dataset)}
     datasets = {}
     for serving in view.records(Serving):
@@ -203,7 +207,8 @@ def _sort_by(dataset: Dataset | None, epoch: Epoch) -> tuple[str, ...]:
     return wanted if set(wanted) <= names else ()
 
 
-def _executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:
+def executor_routes(view: ClusterView) -> tuple[ExecutorRoute, ...]:
+    """The READY executors of all tenants and hosts."""
     plans = {(p.worker, p.tenant, p.generation): p for p in view.records(ExecutorPlan)}
     routes = []
     for executor in view.records(Executor):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.executor import Executor, ExecutorKind, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import Revision, WorkerId
+from accel_dask.model.routing import executor_routes
 from accel_dask.model.shard_ref import ShardRef
 
 logger = logging.getLogger(__name__)
@@ -55,16 +55,12 @@ class ShardPlaces:
 
 def shard_hosts(view: ClusterView) -> Mapping[ShardRef, tuple[WorkerId, ...]]:
     """The hosts whose READY executors have each shard in memory."""
-    plans = {(p.worker, p.tenant, p.generation): p for p in view.records(ExecutorPlan)}
     found: dict[ShardRef, dict[WorkerId, None]] = {}
-    for executor in view.records(Executor):
-        plan = plans.get((executor.worker, executor.tenant, executor.generation))
-        if plan is None or executor.state is not ExecutorState.READY:
+    for executor in executor_routes(view):
+        if executor.is_cold or executor.worker not in view.workers:
             continue
-        if plan.kind is not ExecutorKind.HOT or executor.worker not in view.workers:
-            continue
-        for held in plan.attachments:
-            ref = ShardRef(plan.tenant, held.dataset, held.epoch, held.shard_id)
+        for held in executor.attachments:
+            ref = ShardRef(executor.tenant, held.dataset, held.epoch, held.shard_id)
             found.setdefault(ref, {})[executor.worker] = None
     return {ref: tuple(workers) for ref, workers in found.items()}
 

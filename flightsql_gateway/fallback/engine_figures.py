@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from accel_dask.errors import AccelError
+from flightsql_gateway.load_figures import quantile
 
 BUCKETS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0)
 """Upper bounds in seconds; beyond the last there is one more."""
@@ -81,12 +82,6 @@ class EngineFigures:
                 running=self._running,
                 histogram=tuple(self._histogram),
                 seconds=self._seconds,
-                p50_ms=_quantile_ms(times, 0.5),
-                p99_ms=_quantile_ms(times, 0.99),
+                p50_ms=round(quantile(times, 0.5) * 1000, 2),
+                p99_ms=round(quantile(times, 0.99) * 1000, 2),
             )
-
-
-def _quantile_ms(ordered: list[float], share: float) -> float:
-    if not ordered:
-        return 0.0
-    return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)] * 1000, 2)

@@ -125,12 +125,22 @@ class TenantEngine:
     def counts(self) -> EngineCounts:
         return self._figures.counts()
 
+    @property
+    def name(self) -> str:
+        """Of the engine, for people."""
+        return f"{self.engine.settings}, {self.engine.dialect}"
+
+    @property
+    def state(self) -> str:
+        """Of its breaker."""
+        return self._breaker.state(time.monotonic())
+
     def load(self) -> EngineLoad:
         """For operators."""
         counts, breaker = self.counts(), self._breaker
         return EngineLoad(
             tenant=self.tenant,
-            engine=f"{self.engine.settings}, {self.engine.dialect}",
+            engine=self.name,
             queries=counts.queries,
             failed=counts.failed,
             refused=counts.refused,

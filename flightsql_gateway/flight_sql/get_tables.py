@@ -3,6 +3,7 @@ an engine that answers for them until they have one."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -87,8 +88,9 @@ def _is_wanted(command: Any, route: DatasetRoute) -> bool:
 
 def _serialized(route: DatasetRoute) -> bytes:
     dataset = route.dataset_id
+    nulls = null_counts(route)
     fields = [
-        field.with_metadata({**(field.metadata or {}), **told_of_missing(route, column)})
+        field.with_metadata({**(field.metadata or {}), **told_of_missing(nulls, column)})
         for field, column in zip(
             schema_of(route.columns, CATALOG, dataset.tenant, dataset.name),
             route.columns,
@@ -104,18 +106,20 @@ def _serialized(route: DatasetRoute) -> bytes:
     return data
 
 
-def told_of_missing(route: DatasetRoute, column: Column) -> dict[str, str]:
-    """What is known of missing values in `column`, from the source's schema and statistics."""
+def null_counts(route: DatasetRoute) -> list[dict[str, int | None]]:
+    """Of each shard: how many values are missing, by column, as far as statistics say."""
+    return [{one.name: one.null_count for one in shard.stats} for shard in route.shards]
+
+
+def told_of_missing(nulls: Sequence[Mapping[str, int | None]], column: Column) -> dict[str, str]:
+    """What is known of missing values in `column`, from the source's schema and `null_counts`."""
     is_float = column.type in FLOATS
     found = {NAN: "0"} if is_float else {}
     if not column.nullable and not is_float:
         return {**found, NULLS: "never"}
-    if not route.shards:
+    if not nulls:
         return found
-    counts = [
-        next((one.null_count for one in shard.stats if one.name == column.name), None)
-        for shard in route.shards
-    ]
+    counts = [shard.get(column.name) for shard in nulls]
     if any(counts):
         return {**found, NULLS: "some"}
     return found if None in counts else {**found, NULLS: "0"}

@@ -19,7 +19,6 @@ from pyarrow import flight
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, InvalidQuery, ResourceExhausted, UnsupportedQuery
 from accel_dask.flight_errors import to_flight
-from accel_dask.model.tenant import Quota
 from accel_dask.query_planner.plan import FragmentKind
 from flightsql_gateway.answer import Answer
 from flightsql_gateway.auth import Authenticator, Identity, purpose_key
@@ -219,8 +218,7 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
     # What they do
 
     def _logged_in(self, identity: Identity) -> None:
-        quota = self._routing.current().quotas.get(identity.tenant, Quota())
-        self._logins.admit(identity.tenant, quota)
+        self._logins.admit(identity.tenant, self._routing.current().quota_of(identity.tenant))
 
     def _flight_info(
         self, descriptor: flight.FlightDescriptor, request: Request

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pytest
 from gateway_world import World, flights
 
+from accel_dask.client import Session, connect
+
 
 @pytest.fixture
 def world() -> Iterator[World]:
@@ -24,3 +26,10 @@ def world() -> Iterator[World]:
     world.start()
     yield world
     world.close()
+
+
+@pytest.fixture
+def session(world: World) -> Iterator[Session]:
+    """A session of `acme` with the test's world, whichever that is."""
+    with connect(world.url, user="acme", token="secret-of-acme") as made:
+        yield made

@@ -12,7 +12,7 @@ from gateway_world import flights
 from olap_world import EngineWorld, Worlds, start_world, started
 from test_gateway_fallback import FallbackWorld, fallback_to, no_epoch, small, with_snapshot
 
-from accel_dask.client import Session, connect
+from accel_dask.client import Session
 from accel_dask.errors import FallbackForbidden, ScanLimit
 from accel_dask.model.fallback import FallbackPolicy
 
@@ -35,12 +35,6 @@ def world(engine: EngineWorld) -> Iterator[FallbackWorld]:
     made.declare_fallback(fallback_to(engine, FallbackPolicy.ON_BREACH))
     yield made
     made.close()
-
-
-@pytest.fixture
-def session(world: FallbackWorld) -> Iterator[Session]:
-    with connect(world.url, user="acme", token="secret-of-acme") as made:
-        yield made
 
 
 def counts(session: Session) -> Any:

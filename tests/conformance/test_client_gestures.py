@@ -17,7 +17,7 @@ import pytest
 from gateway_world import World, flights
 from matplotlib import pyplot as plt
 
-from accel_dask.client import DataFrame, Session, connect, display
+from accel_dask.client import DataFrame, Session, display
 from accel_dask.errors import UnknownColumn, UnsupportedOperation
 
 
@@ -29,12 +29,6 @@ def world() -> Iterator[World]:
     made.serve("acme", {"flights": (1, [flights(1, 100)])})
     yield made
     made.close()
-
-
-@pytest.fixture
-def session(world: World) -> Iterator[Session]:
-    with connect(world.url, user="acme", token="secret-of-acme") as made:
-        yield made
 
 
 @pytest.fixture

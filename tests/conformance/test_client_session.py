@@ -40,12 +40,6 @@ def world() -> Iterator[World]:
     made.close()
 
 
-@pytest.fixture
-def session(world: World) -> Iterator[Session]:
-    with connect(world.url, user="acme", token="secret-of-acme") as made:
-        yield made
-
-
 def test_the_messages_are_those_of_flight_sql() -> None:
     sql = "SELECT '" + "é" * 300 + "'"
     command = messages.new("CommandStatementQuery", query=sql)

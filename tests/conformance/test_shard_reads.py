@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from gateway_world import World, flights
 
-from accel_dask.client import Session, connect, dask_reads
+from accel_dask.client import Session, dask_reads
 from accel_dask.codec import decode
 from accel_dask.errors import EpochRetired, ExecutorUnavailable, InvalidQuery, StaleEpoch
 from accel_dask.model.ticket import Ticket, verify
@@ -22,12 +22,6 @@ def world() -> Iterator[World]:
     made.serve("acme", {"flights": (1, [flights(1, 10), flights(1, 20), flights(1, 30)])})
     yield made
     made.close()
-
-
-@pytest.fixture
-def session(world: World) -> Iterator[Session]:
-    with connect(world.url, user="acme", token="secret-of-acme") as made:
-        yield made
 
 
 def shards(session: Session, sql: str = "SELECT id FROM flights") -> list[str]:

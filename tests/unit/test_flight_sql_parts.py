@@ -13,7 +13,7 @@ from accel_dask.model.routing import DatasetRoute
 from accel_dask.model.snapshot import Column, ColumnStats
 from flightsql_gateway.arrow_types import arrow_type
 from flightsql_gateway.flight_sql import get_sql_info, messages
-from flightsql_gateway.flight_sql.get_tables import told_of_missing
+from flightsql_gateway.flight_sql.get_tables import null_counts, told_of_missing
 from flightsql_gateway.flight_sql.handles import StatementHandle, issue, redeem
 from flightsql_gateway.flight_sql.patterns import matches
 from flightsql_gateway.flight_sql.updates import is_harmless, refuse_update
@@ -170,7 +170,7 @@ def test_columns_tell_what_is_known_of_missing_values() -> None:
         dataset_id=DatasetId(TenantId("acme"), "t"), epoch=EpochNumber(1), snapshot_id=None,
         columns=columns, shards=shards, executors=(),
     )  # fmt: skip
-    assert [told_of_missing(route, column) for column in columns] == [
+    assert [told_of_missing(null_counts(route), column) for column in columns] == [
         {"accel:nulls": "never"},
         {"accel:nan": "0", "accel:nulls": "0"},  # required, but NaN becomes NULL
         {"accel:nulls": "0"},
