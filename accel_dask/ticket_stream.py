@@ -99,11 +99,29 @@ def send(sock: socket.socket, buffers: Sequence[Payload]) -> None:
     """
     left = [memoryview(buffer) for buffer in buffers]
     while left:
-        sent = sock.sendmsg(left)
-        while left and sent >= len(left[0]):
-            sent -= len(left.pop(0))
-        if sent:
-            left[0] = left[0][sent:]
+        left = _after(left, sock.sendmsg(left))
+
+
+def send_now(sock: socket.socket, buffers: Sequence[Payload]) -> Sequence[Payload]:
+    """Send what the system takes of `buffers` at once, without waiting; what is left of them.
+    Raises as `send`."""
+    left = [memoryview(buffer) for buffer in buffers]
+    try:
+        return _after(left, sock.sendmsg(left, (), socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return left
+
+
+def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """`buffers` without their first `count` bytes."""
+    gone = 0
+    while gone < len(buffers) and count >= len(buffers[gone]):
+        count -= len(buffers[gone])
+        gone += 1
+    left = buffers[gone:]
+    if count:
+        left[0] = left[0][count:]
+    return left
 
 
 def prepare(sock: socket.socket) -> None:

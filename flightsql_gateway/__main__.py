@@ -6,6 +6,7 @@ Prints `READY <url>` when it serves. SIGTERM or SIGINT drains it and ends it.
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -62,6 +63,10 @@ def _serve(options: argparse.Namespace, stop: threading.Event) -> int:
     app = GatewayApp(replace(settings.gateway, **overrides), store)
     try:
         url = app.start()
+        # What is there by now stays: a full collection that looks through all of it takes as long
+        # as several queries.
+        gc.collect()
+        gc.freeze()
         print(f"READY {url}", flush=True)  # noqa: T201 - who started this waits for it
         stop.wait()
         log.info("draining for at most %.0f s", options.drain_seconds)

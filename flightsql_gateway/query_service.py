@@ -16,7 +16,13 @@ from typing import Final
 
 import pyarrow as pa
 
-from accel_dask.errors import AccelError, InvalidQuery, NotResident, ResourceExhausted
+from accel_dask.errors import (
+    AccelError,
+    InvalidQuery,
+    NotResident,
+    QueryError,
+    ResourceExhausted,
+)
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota
@@ -77,7 +83,7 @@ class QueryService:
         """
         record = QueryRecord(query, self._observers)
         try:
-            quota = self._quota(self._routing.current(), query.identity)
+            quota = self._routing.current().quota_of(query.identity.tenant)
             watched = self._named.watched(query.identity, query.name, is_cancelled)
             call = self._open_call(query, quota, watched)
         except AccelError as error:
@@ -136,7 +142,7 @@ class QueryService:
         try:
             table = self._routing.current()
             stream = self._fallback.start(
-                query, table, self._quota(table, query.identity), error, call
+                query, table, table.quota_of(query.identity.tenant), error, call
             )
         except BaseException as failure:
             call.close()
@@ -271,9 +277,15 @@ class QueryService:
         )
 
     def _check(self, query: Query, record: QueryRecord) -> None:
-        started = time.monotonic()
-        self._check_resident(query)
-        record.plan_ms += (time.monotonic() - started) * 1000
+        """Refuse, before it waits for a place, what has no answer however long it waits."""
+        try:
+            self._plan(query, self._routing.current(), record)  # kept for when it is its turn
+        except QueryError:
+            raise
+        except AccelError:  # an executor may come back meanwhile
+            started = time.monotonic()
+            self._check_resident(query)
+            record.plan_ms += (time.monotonic() - started) * 1000
 
     def _explain(self, query: Query, record: QueryRecord) -> ExplainStream:
         """The plan as it is now, with any parameters that the statement has."""
@@ -328,12 +340,8 @@ class QueryService:
     def _context(
         self, table: RoutingTable, identity: Identity, limits: AskedLimits = ()
     ) -> PlanContext:
-        quota = lowered(self._quota(table, identity), limits)
+        quota = lowered(table.quota_of(identity.tenant), limits)
         return PlanContext(tenant=identity.tenant, routing=table, quota=quota, asked=limits)
-
-    @staticmethod
-    def _quota(table: RoutingTable, identity: Identity) -> Quota:
-        return table.quotas.get(identity.tenant, Quota())
 
 
 def _schema_key(plan: QueryPlan) -> tuple[TenantId, str]:

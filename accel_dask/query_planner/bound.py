@@ -18,7 +18,7 @@ def bound(draft: QueryDraft, context: PlanContext) -> QueryDraft:
     """
     assert draft.parsed is not None
     limits = limits_of(context.quota)
-    verdict = verdict_of(draft.parsed.tree, draft.scans)
+    verdict = verdict_of(draft.parsed, draft.scans)
     largest = max(draft.scans, key=scan_bytes, default=None)
     for what, name, value, limit in (
         ("rows", "max_scan_rows", verdict.scan_rows, limits.max_scan_rows),

@@ -82,6 +82,20 @@ class UsedColumns:
 
     def of(self, scan: Scan) -> tuple[Column, ...]:
         """Columns of the scan's table, in its order; never none."""
+        if self._without:
+            return self._found(scan)
+        # Words in values only ever add columns, so what one statement found holds for all of its
+        # form.
+        columns, key = scan.route.columns, (scan.reference.start, scan.route.table)
+        known = self._parsed.facts.get(key)
+        if known is not None and known[0] is columns:
+            used: tuple[Column, ...] = known[1]
+            return used
+        used = self._found(scan)
+        self._parsed.facts[key] = columns, used
+        return used
+
+    def _found(self, scan: Scan) -> tuple[Column, ...]:
         columns = scan.route.columns
         alias = scan.reference.node.args.get("alias")
         if scan.route.table != DATA_TABLE:  # its columns are not what the text names

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from sqlglot import exp
 
@@ -231,6 +232,9 @@ class ParsedQuery:
     """Start and end in `text` of each token of the parser."""
     token_starts: tuple[int, ...]
     """Where each token begins in the statement as it was sent."""
+    facts: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What passes have found out of the statement's form, for others of the same form: nothing
+    that the value of a condition could change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -452,15 +452,17 @@ def _holds_joins(item: exp.Subquery) -> bool:
     return isinstance(inner, exp.Table)
 
 
-def _queries_in(value: object) -> Iterator[exp.Expr]:
+def _queries_in(value: object) -> list[exp.Expr]:
     """The outermost queries in an argument of a node."""
+    found: list[exp.Expr] = []
     pending = [value]
     while pending:
         part = pending.pop()
         if isinstance(part, exp.Query):
-            yield part
-        else:
+            found.append(part)
+        elif type(part) not in _LEAVES:
             pending.extend(_children(part))
+    return found
 
 
 def _parts_of(tree: exp.Expr, kind: type[exp.Expr]) -> Iterator[exp.Expr]:
@@ -470,13 +472,27 @@ def _parts_of(tree: exp.Expr, kind: type[exp.Expr]) -> Iterator[exp.Expr]:
         part = pending.pop()
         if isinstance(part, kind):
             yield part
-        pending.extend(_children(part))
+        if type(part) not in _LEAVES:
+            pending.extend(_children(part))
+
+
+_LEAVES: Final[frozenset[type]] = frozenset(
+    [
+        exp.Column,
+        exp.Identifier,
+        exp.Literal,
+        exp.Null,
+        exp.Boolean,
+        exp.DataType,
+        str,
+        bool,
+        type(None),
+    ]
+)
+"""What has no query or table in it; of literals there may be thousands."""
 
 
 def _children(part: object) -> Iterable[object]:
-    """What to look into; literals, of which there may be thousands, are left out."""
     if isinstance(part, list):
-        return [child for child in part if type(child) is not exp.Literal]
-    if isinstance(part, exp.Expr):
-        return [child for child in part.args.values() if isinstance(child, list | exp.Expr)]
-    return ()
+        return part
+    return part.args.values() if isinstance(part, exp.Expr) else ()

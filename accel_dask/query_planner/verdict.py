@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlglot import exp
 
-from accel_dask.query_planner.plan import Scan, Verdict
+from accel_dask.query_planner.plan import ParsedQuery, Scan, Verdict
 
 _MAX_ROWS: Final = 10**15
 """Above this a bound says nothing."""
@@ -23,13 +23,14 @@ class _Unbounded(Exception):
         self.clause = clause
 
 
-def verdict_of(tree: exp.Expr, scans: tuple[Scan, ...]) -> Verdict:
+def verdict_of(parsed: ParsedQuery, scans: tuple[Scan, ...]) -> Verdict:
     """The verdict on a statement whose tables are `scans`."""
+    tree = parsed.tree
     rows = {id(scan.reference.node): _rows_of(scan) for scan in scans}
     known = [count for count in rows.values() if count is not None]
     scan_rows = sum(known) if len(known) == len(rows) else None
     size = sum(scan.route.shards[i].source_bytes for scan in scans for i in scan.shards)
-    shape = _shape(tree)
+    shape = parsed.facts.get("shape") or parsed.facts.setdefault("shape", _shape(tree))
     try:
         result_rows = _Rows(rows).of(tree, {}, 0)
     except _Unbounded as unbounded:

@@ -242,6 +242,25 @@ def test_a_plan_is_made_anew_when_the_quota_has_changed() -> None:
     assert plan.limits.max_result_rows == 7
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        "select x from flights where x > {} and x < 77",
+        'select "Day" from flights where "Day" > DATE \'2020-01-{}\' order by 1 limit 5',
+        "select count(*) from flights f join carriers c on f.x = c.x where c.\"Day\" < '2021-01-{}'",
+        "with late as (select * from flights where x > {}) select max(late.x) from late",
+        "select flights from flights where x = {}",
+        "select x from flights where \"Day\" = '20-{}-x' or x in (select x from carriers)",
+    ],
+)
+def test_what_is_known_of_a_form_gives_the_plan_of_a_first_look(form: str) -> None:
+    cache = PlanCache()
+    routings = (ROUTING, table(*ROUTING.datasets.values(), revision=2))
+    for number in range(10, 20):
+        now = context(routings[number % 2], seed="same")
+        assert cache.plan(form.format(number), now) == plan_query(form.format(number), now)
+
+
 def test_plans_of_tenants_are_kept_apart() -> None:
     routing = table(
         route(ACME, "t", 1, 1, executor(ACME, "w1", ("t", 1, 0))),

@@ -34,7 +34,8 @@ from accel_dask.ticket_stream import (
     schema_frame,
     send,
 )
-from accel_dask.worker_plugin.executor import ticket_server
+from accel_dask.worker_plugin.executor import conversation, ticket_server
+from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
 from accel_dask.worker_plugin.executor.ticket_server import TicketServer
 from flightsql_gateway.ticket_client import Connections, TicketCall
 
@@ -80,8 +81,10 @@ class Site:
     asked: threading.Event = field(default_factory=threading.Event)
     threads: set[int] = field(default_factory=set)
 
+    engine: EngineThreads = field(default_factory=lambda: EngineThreads("t", "queries", 2, None))
+
     def __post_init__(self) -> None:
-        self.server = TicketServer("127.0.0.1", self._answer)
+        self.server = TicketServer("127.0.0.1", self._answer, self.engine)
         self.pool = Connections()
         self.route = ExecutorRoute(
             worker=WorkerId("w"),
@@ -114,6 +117,7 @@ def site(answer: Callable[[bytes], Answering]) -> Iterator[Site]:
     finally:
         found.pool.close()
         found.server.close()
+        found.engine.close()
 
 
 def frames(call: TicketCall) -> list[Frame]:
@@ -352,7 +356,7 @@ def test_idle_connections_of_others_are_in_nobodys_way(monkeypatch: pytest.Monke
 def test_a_gateway_that_reads_nothing_holds_its_thread_no_longer_than_the_query_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ticket_server, "_SPARE_SECONDS", 0.05)
+    monkeypatch.setattr(conversation, "_SPARE_SECONDS", 0.05)
     large = pa.record_batch({"n": pa.array(range(4_000_000), pa.int64())})
     ended = threading.Event()
 
@@ -365,7 +369,8 @@ def test_a_gateway_that_reads_nothing_holds_its_thread_no_longer_than_the_query_
         finally:
             ended.set()
 
-    server = TicketServer("127.0.0.1", answer)
+    threads = EngineThreads("t", "queries", 2, None)
+    server = TicketServer("127.0.0.1", answer, threads)
     with socket.create_connection(("127.0.0.1", server.port), DEADLINE) as idle:
         send(idle, frame(FrameKind.TICKET, b"x"))
         assert ended.wait(DEADLINE)

@@ -90,7 +90,7 @@ class ExecutorProcess:
         set_stack_size(FLIGHT_STACK_BYTES)
         desk = self._desk = TicketDesk(self._engine, self._standing)
         self._service = ExecutorService(desk, spec.host)
-        tickets = TicketServer(spec.host, partial(answering, desk))
+        tickets = TicketServer(spec.host, partial(answering, desk), self._engine.threads)
         limits = apply_limits(
             spec.quota.executor_memory_bytes + input_memory_bytes(spec.quota),
             spec.address_space_slack_bytes,

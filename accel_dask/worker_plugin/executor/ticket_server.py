@@ -6,28 +6,12 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from typing import Final
 
-import pyarrow as pa
-
-from accel_dask.errors import AccelError, ExecutorUnavailable, InvariantViolated
-from accel_dask.ticket_stream import (
-    MAX_TICKET_BYTES,
-    FrameKind,
-    FrameReader,
-    Payload,
-    batch_frame,
-    end,
-    end_frame,
-    error_frame,
-    has_ended,
-    prepare,
-    schema_frame,
-    send,
-    set_send_seconds,
-)
+from accel_dask.errors import ExecutorUnavailable, InvariantViolated
+from accel_dask.ticket_stream import end, prepare
+from accel_dask.worker_plugin.executor.conversation import Answer, Conversation, GatewayGone
+from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
 
 log = logging.getLogger(__name__)
 
@@ -37,41 +21,13 @@ _SPARE_SECONDS: Final = 1.0
 _BACKLOG: Final = 128
 
 
-class _Gone(Exception):
-    """The gateway takes nothing of its answer any more."""
-
-
-class Answering(Protocol):
-    """An answer as it is sent; iterating gives its batches."""
-
-    @property
-    def schema(self) -> pa.Schema: ...
-
-    @property
-    def deadline(self) -> float: ...
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether iterating computes nothing any more."""
-        ...
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]: ...
-
-    def measured_text(self) -> bytes:
-        """What it has cost, as JSON."""
-        ...
-
-
-Answer = Callable[[bytes, Callable[[], bool], float], AbstractContextManager[Answering]]
-"""Of a signed ticket, whether its sender is gone, and the monotonic seconds at which it came."""
-
-
 class TicketServer:
     """Listens from its construction on. A thread for each connection, and one that accepts."""
 
-    def __init__(self, host: str, answer: Answer) -> None:
+    def __init__(self, host: str, answer: Answer, threads: EngineThreads) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._answer = answer
+        self._threads = threads
         self._listener = socket.create_server((host, 0), family=family, backlog=_BACKLOG)
         self.port: Final[int] = self._listener.getsockname()[1]
         self._lock = threading.Lock()
@@ -138,12 +94,13 @@ class TicketServer:
             self._open.discard(connection)
             self._idle.pop(connection, None)
 
-    def _is_taken_up(self, connection: socket.socket) -> bool:
+    def is_taken_up(self, connection: socket.socket) -> bool:
         """From here on it is in use; False: it was ended before."""
         with self._lock:
             return self._idle.pop(connection, connection) is None
 
-    def _keep(self, connection: socket.socket) -> None:
+    def keep(self, connection: socket.socket) -> None:
+        """It is idle from here on."""
         with self._lock:
             if connection in self._open:
                 self._idle[connection] = None
@@ -152,53 +109,10 @@ class TicketServer:
         try:
             with connection:
                 prepare(connection)
-                reader = FrameReader(connection, MAX_TICKET_BYTES)
-                while True:
-                    frame = reader.read()
-                    if frame.kind is not FrameKind.TICKET:
-                        raise InvariantViolated(f"{frame.kind.name} is not for executors")
-                    if not self._is_taken_up(connection):
-                        raise _Gone("it was ended for another one")
-                    self._answer_one(connection, bytes(frame.payload), time.monotonic())
-                    del frame
-                    self._keep(connection)
+                Conversation(connection, self._answer, self._threads, self).run()
         except ExecutorUnavailable as error:
             log.debug("a connection ended: %s", error)
-        except (_Gone, OSError, InvariantViolated) as error:
+        except (GatewayGone, OSError, InvariantViolated) as error:
             log.info("a connection is closed: %s", error)
         finally:
             self._ended(connection)
-
-    def _answer_one(self, connection: socket.socket, signed: bytes, started_at: float) -> None:
-        try:
-            with self._answer(signed, lambda: has_ended(connection), started_at) as answering:
-                self._send_batches(connection, answering)
-            return
-        except _Gone:
-            raise
-        except AccelError as error:
-            log.info("%s: %s (%.500r)", error.code, error, error.__cause__)
-            told = error
-        except Exception:
-            log.exception("a query failed unexpectedly")
-            told = AccelError("internal error; see the server's log")
-        _send_until(connection, error_frame(told), started_at)
-
-    def _send_batches(self, connection: socket.socket, answering: Answering) -> None:
-        """What is computed already goes out in one piece; after it each batch by itself."""
-        pending: list[Payload] = schema_frame(answering.schema)
-        for batch in answering:
-            pending += batch_frame(batch)
-            if not answering.is_complete:
-                _send_until(connection, pending, answering.deadline)
-                pending = []
-        _send_until(connection, pending + end_frame(answering.measured_text()), answering.deadline)
-
-
-def _send_until(connection: socket.socket, buffers: list[Payload], deadline: float) -> None:
-    """A gateway that takes nothing any more does not keep the thread beyond the query's time."""
-    try:
-        set_send_seconds(connection, max(deadline - time.monotonic(), 0.0) + _SPARE_SECONDS)
-        send(connection, buffers)
-    except OSError as error:
-        raise _Gone(error.strerror or "the gateway takes nothing") from error

@@ -1,0 +1,237 @@
+"""One gateway's connection: a ticket, its answer, the next ticket.
+
+A ticket that finds a thread of the engine free is answered on that thread, from its first byte to
+its last, and the thread stays for the next one until somebody else needs it: two threads that tell
+each other of every step cost as much as a small query. The connection's own thread, which is small,
+waits meanwhile. It does what may take long and needs no engine: waiting for a thread, and sending
+what the gateway does not take at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, Protocol
+
+import pyarrow as pa
+
+from accel_dask.errors import AccelError, InvariantViolated
+from accel_dask.ticket_stream import (
+    MAX_TICKET_BYTES,
+    Frame,
+    FrameKind,
+    FrameReader,
+    Payload,
+    batch_frame,
+    end_frame,
+    error_frame,
+    has_ended,
+    schema_frame,
+    send,
+    send_now,
+    set_send_seconds,
+)
+from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads, Loan
+
+log = logging.getLogger(__name__)
+
+_SPARE_SECONDS: Final = 1.0
+
+
+class GatewayGone(Exception):
+    """The gateway takes nothing of its answer any more."""
+
+
+class Answering(Protocol):
+    """An answer as it is sent; iterating gives its batches."""
+
+    @property
+    def schema(self) -> pa.Schema: ...
+
+    @property
+    def deadline(self) -> float: ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether iterating computes nothing any more."""
+        ...
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]: ...
+
+    def measured_text(self) -> bytes:
+        """What it has cost, as JSON."""
+        ...
+
+
+Answer = Callable[[bytes, Callable[[], bool], float], AbstractContextManager[Answering]]
+"""Of a signed ticket, whether its sender is gone, and the monotonic seconds at which it came."""
+
+
+class Door(Protocol):
+    """Keeps account of who uses connections."""
+
+    def is_taken_up(self, connection: socket.socket) -> bool: ...
+
+    def keep(self, connection: socket.socket) -> None: ...
+
+
+@dataclass(slots=True)
+class _Reply:
+    """What is to be sent for a ticket."""
+
+    pending: Sequence[Payload]
+    answering: Answering | None
+    """None: an error is told."""
+    rest: Iterator[pa.RecordBatch] | None
+    """What follows `pending`, yet to be computed."""
+    held: ExitStack
+    """The answer, until all is sent."""
+
+
+class Conversation:
+    """Used by one thread at a time."""
+
+    def __init__(
+        self, connection: socket.socket, answer: Answer, threads: EngineThreads, door: Door
+    ) -> None:
+        self._connection = connection
+        self._answer = answer
+        self._threads = threads
+        self._door = door
+        self._reader = FrameReader(connection, MAX_TICKET_BYTES)
+        self._unread: Frame | None = None
+        self._unsent: _Reply | None = None
+
+    def run(self) -> None:
+        """On the connection's own thread.
+
+        Raises:
+            ExecutorUnavailable, OSError: the connection ended.
+            GatewayGone: it is of no use any more.
+            InvariantViolated: what came is no ticket.
+        """
+        while True:
+            frame, self._unread = self._unread or self._reader.read(), None
+            if frame.kind is not FrameKind.TICKET:
+                raise InvariantViolated(f"{frame.kind.name} is not for executors")
+            if not self._door.is_taken_up(self._connection):
+                raise GatewayGone("it was ended for another one")
+            ticket = bytes(frame.payload)
+            del frame
+            loan = self._threads.lend()
+            if loan is None:
+                self._finish(self._begin(ticket))
+            else:
+                loan.thread.call(partial(self._stay, loan, ticket))
+                if self._unsent is not None:
+                    unsent, self._unsent = self._unsent, None
+                    self._finish(unsent)
+
+    # On a thread of the engine
+
+    def _stay(self, loan: Loan, ticket: bytes) -> None:
+        """Answer `ticket` and those that follow, while answers go out at once and nobody else
+        needs the thread."""
+        following: tuple[Loan, bytes] | None = (loan, ticket)
+        while following is not None:
+            loan, ticket = following
+            try:
+                reply = self._begin(ticket)
+            finally:
+                self._threads.unlend(loan)  # no query came of it
+            if not self._is_sent_now(reply):
+                self._unsent = reply
+                return
+            reply.held.close()
+            del reply
+            self._door.keep(self._connection)
+            following = self._following(loan.thread)
+
+    def _is_sent_now(self, reply: _Reply) -> bool:
+        try:
+            reply.pending = send_now(self._connection, reply.pending)
+        except OSError:
+            return False  # whoever sends the rest of it will see
+        return reply.rest is None and not reply.pending
+
+    def _following(self, thread: EngineThread) -> tuple[Loan, bytes] | None:
+        """The next ticket; None: the connection's own thread goes on."""
+        loan = self._threads.linger(thread, self._connection)
+        if loan is None:
+            return None
+        try:
+            frame = self._reader.poll()
+        except AccelError:
+            frame = None  # it comes up again where the connection is closed for it
+        if frame is not None and frame.kind is not FrameKind.TICKET:
+            self._unread, frame = frame, None
+        if frame is None or not self._door.is_taken_up(self._connection):
+            self._threads.unlend(loan)
+            return None
+        return loan, bytes(frame.payload)
+
+    # On either
+
+    def _begin(self, signed: bytes) -> _Reply:
+        """The answer as far as it is computed, or what it failed with."""
+        started_at = time.monotonic()
+        told: AccelError
+        with ExitStack() as held:
+            try:
+                answering = held.enter_context(
+                    self._answer(signed, lambda: has_ended(self._connection), started_at)
+                )
+                rest = iter(answering)
+                pending = schema_frame(answering.schema)
+                for batch in rest:
+                    pending += batch_frame(batch)
+                    if not answering.is_complete:
+                        return _Reply(pending, answering, rest, held.pop_all())
+                pending += end_frame(answering.measured_text())
+                return _Reply(pending, answering, None, held.pop_all())
+            except AccelError as error:
+                told = _told(error)
+            except Exception as error:  # noqa: BLE001 - told and logged
+                told = _told(error)
+        return _Reply(error_frame(told), None, None, ExitStack())
+
+    def _finish(self, reply: _Reply) -> None:
+        """Send all that is left of `reply`, however long the gateway takes."""
+        answering = reply.answering
+        deadline = answering.deadline if answering is not None else time.monotonic()
+        with reply.held:
+            try:
+                self._send(reply.pending, deadline)
+                if reply.rest is not None and answering is not None:
+                    for batch in reply.rest:
+                        self._send(batch_frame(batch), deadline)
+                    self._send(end_frame(answering.measured_text()), deadline)
+            except GatewayGone:
+                raise
+            except Exception as error:  # noqa: BLE001 - told and logged
+                self._send(error_frame(_told(error)), deadline)
+        self._door.keep(self._connection)
+
+    def _send(self, buffers: Sequence[Payload], deadline: float) -> None:
+        """A gateway that takes nothing any more does not keep the thread beyond the query's
+        time."""
+        try:
+            left = max(deadline - time.monotonic(), 0.0)
+            set_send_seconds(self._connection, left + _SPARE_SECONDS)
+            send(self._connection, buffers)
+        except OSError as error:
+            raise GatewayGone(error.strerror or "the gateway takes nothing") from error
+
+
+def _told(error: Exception) -> AccelError:
+    """The error for the gateway, with nothing of the inside in it; logged."""
+    if isinstance(error, AccelError):
+        log.info("%s: %s (%.500r)", error.code, error, error.__cause__)
+        return error
+    log.error("a query failed unexpectedly", exc_info=error)
+    return AccelError("internal error; see the server's log")
