@@ -247,7 +247,7 @@ def test_a_plan_is_made_anew_when_the_quota_has_changed() -> None:
     [
         "select x from flights where x > {} and x < 77",
         'select "Day" from flights where "Day" > DATE \'2020-01-{}\' order by 1 limit 5',
-        "select count(*) from flights f join carriers c on f.x = c.x where c.\"Day\" < '2021-01-{}'",
+        "select 1 from flights f join carriers c on f.x = c.x where c.\"Day\" < '2021-01-{}'",
         "with late as (select * from flights where x > {}) select max(late.x) from late",
         "select flights from flights where x = {}",
         "select x from flights where \"Day\" = '20-{}-x' or x in (select x from carriers)",
