@@ -25,6 +25,10 @@ from accel_dask.model.tenant import MIB, Quota, Tenant
 
 ExecutorMemory = dict[tuple[TenantId, ExecutorKind], int]
 
+_AWAY: Final = (
+    "is away, so nobody knows what it offers; change it when the host is back, or when what it "
+    "held is placed elsewhere"
+)
 _PROMISES: Final = (
     Tenant.KIND, Placement.KIND, ExecutorPlan.KIND, Replica.KIND, Worker.KIND,
 )  # fmt: skip
@@ -54,29 +58,45 @@ def quota_commit(view: ClusterView, tenant: Tenant) -> Commit:
         changes=(Put(tenant),),
         because=f"the quota of tenant {tenant.tenant} is changed",
     )
-    before = promises(view)
-    after = promises(apply_commit(view, commit))
-    for worker, found in sorted(view.workers.items()):
-        was, now = before[worker], after[worker]
-        offered, cores = found.record.memory_bytes, found.record.cores
-        if now.memory_bytes > max(offered, was.memory_bytes):
-            raise QuotaExceeded(
-                f"tenant {tenant.tenant}: host {worker} would have promised "
-                f"{now.memory_bytes / MIB:.1f} MiB to its tenants, {was.memory_bytes / MIB:.1f} "
-                f"MiB now, and offers {offered / MIB:.1f} MiB; lower executor_memory_bytes or "
-                "cold_memory_bytes, or add a host"
-            )
-        if now.cpu_percent > max(cores * 100, was.cpu_percent):
-            raise QuotaExceeded(
-                f"tenant {tenant.tenant}: the cpu_guarantee_percent of the tenants on host "
-                f"{worker} would add up to {now.cpu_percent}, {was.cpu_percent} now, and its "
-                f"{cores} core(s) are {cores * 100}; lower it, or add a host"
-            )
+    before = promises(view, of_absent=True)
+    after = promises(apply_commit(view, commit), of_absent=True)
+    for worker, now in sorted(after.items()):
+        found = view.workers.get(worker)
+        _check(tenant.tenant, worker, before[worker], now, found.record if found else None)
     return commit
 
 
-def promises(view: ClusterView) -> dict[WorkerId, HostPromises]:
-    """What every live host has promised."""
+def _check(
+    tenant: TenantId, worker: WorkerId, was: HostPromises, now: HostPromises, host: Worker | None
+) -> None:
+    """
+    Raises:
+        QuotaExceeded: the host, which is away if it is None, cannot promise as much.
+    """
+    if now.memory_bytes > max(host.memory_bytes if host else 0, was.memory_bytes):
+        way_out = _AWAY
+        if host:
+            way_out = (
+                f"offers {host.memory_bytes / MIB:.1f} MiB; lower executor_memory_bytes or "
+                "cold_memory_bytes, or add a host"
+            )
+        raise QuotaExceeded(
+            f"tenant {tenant}: host {worker} would have promised {now.memory_bytes / MIB:.1f} MiB "
+            f"to its tenants, {was.memory_bytes / MIB:.1f} MiB now, and {way_out}"
+        )
+    if now.cpu_percent > max(host.cores * 100 if host else 0, was.cpu_percent):
+        way_out = f"the host {_AWAY}"
+        if host:
+            way_out = f"its {host.cores} core(s) are {host.cores * 100}; lower it, or add a host"
+        raise QuotaExceeded(
+            f"tenant {tenant}: the cpu_guarantee_percent of the tenants on host {worker} would "
+            f"add up to {now.cpu_percent}, {was.cpu_percent} now, and {way_out}"
+        )
+
+
+def promises(view: ClusterView, *, of_absent: bool = False) -> dict[WorkerId, HostPromises]:
+    """What every live host has promised; `of_absent`: also those that are away, but whose return
+    something is kept for."""
     sizes, files = shard_sizes(view), placed_files(view)
     executors, cpu = executor_memory(view), cpu_guarantees(view)
     return {
@@ -85,7 +105,7 @@ def promises(view: ClusterView) -> dict[WorkerId, HostPromises]:
             + sum(executors.get(worker, {}).values()),
             cpu_percent=sum(cpu.get(worker, {}).values()),
         )
-        for worker in view.workers
+        for worker in (view.workers.keys() | executors.keys() if of_absent else view.workers)
     }
 
 

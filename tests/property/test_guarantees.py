@@ -15,7 +15,7 @@ from store_support import etcd_members, fresh_settings
 from accel_dask import admin
 from accel_dask.errors import CommitConflict, ConfigError, QuotaExceeded
 from accel_dask.model.cluster import ClusterView
-from accel_dask.model.commit import Commit, Put, Requirement, apply_commit, unchanged
+from accel_dask.model.commit import Commit, Delete, Put, Requirement, apply_commit, unchanged
 from accel_dask.model.executor import ExecutorPlan
 from accel_dask.model.guarantees import (
     broken_promises,
@@ -24,7 +24,7 @@ from accel_dask.model.guarantees import (
     quotas_unchanged,
 )
 from accel_dask.model.ids import EpochNumber, Revision, ShardId, TenantId, WorkerId
-from accel_dask.model.member import Worker
+from accel_dask.model.member import Worker, worker_path
 from accel_dask.model.placement import Placement
 from accel_dask.model.tenant import MIB, Quota, Tenant
 from accel_dask.scheduler_plugin.budget import Ledger
@@ -137,6 +137,23 @@ def test_what_a_draining_generation_was_promised_counts_until_it_is_gone() -> No
     quota_commit(view, Tenant(tenant=TENANTS[1], quota=a_quota(1001, 20)))  # is not there
     with pytest.raises(QuotaExceeded, match="cpu_guarantee_percent"):
         quota_commit(view, Tenant(tenant=TENANTS[0], quota=a_quota(100, 201)))
+
+
+def test_a_promise_of_a_host_that_is_away_grows_only_once_it_is_back() -> None:
+    view = start()
+    placed = place(view, TENANTS[0], HOSTS[0])
+    assert placed is not None
+    view = apply_commit(view, placed)
+    away = Commit(requirements=(), changes=(Delete(worker_path(HOSTS[0])),), because="it is lost")
+    view = apply_commit(view, away)
+    with pytest.raises(QuotaExceeded, match=r"t0: host h0 .* is away, .* when the host is back"):
+        quota_commit(view, Tenant(tenant=TENANTS[0], quota=a_quota(101, 20)))
+    with pytest.raises(QuotaExceeded, match=r"t0: the cpu_guarantee_percent .* host is away"):
+        quota_commit(view, Tenant(tenant=TENANTS[0], quota=a_quota(100, 21)))
+    quota_commit(view, Tenant(tenant=TENANTS[0], quota=a_quota(90, 10)))
+    quota_commit(view, Tenant(tenant=TENANTS[1], quota=a_quota(900, 150)))  # is not there
+    back = Commit(requirements=(), changes=(Put(a_host(HOSTS[0])),), because="it is back")
+    quota_commit(apply_commit(view, back), Tenant(tenant=TENANTS[0], quota=a_quota(900, 150)))
 
 
 def test_a_host_that_has_promised_too_much_already_takes_lower_quotas_only() -> None:

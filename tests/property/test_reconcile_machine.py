@@ -103,10 +103,11 @@ class Cluster(RuleBasedStateMachine):
         self.sequence = 0
         self.numbers: dict[str, int] = {}
 
-    @initialize(budget_mib=st.sampled_from([3, 6, 300]))
-    def begin(self, budget_mib: int) -> None:
+    @initialize(budget_mib=st.sampled_from([3, 6, 300]), host_mib=st.sampled_from([164, 1024]))
+    def begin(self, budget_mib: int, host_mib: int) -> None:
         """Every shard has 1 MiB."""
-        self.has_room = budget_mib > 100
+        self.has_room = budget_mib > 100 and host_mib > 1000
+        self.host_mib = host_mib
         self.budget_mib = budget_mib
         self.most_shard_bytes = budget_mib * MIB
         self.world.settings = MasterSettings(validate_seconds=60.0, keep_failed=2)
@@ -115,7 +116,7 @@ class Cluster(RuleBasedStateMachine):
             memory_bytes_per_host=(100 + budget_mib) * MIB,
             executor_memory_bytes=100 * MIB,
         )
-        self.world.host_up("host-1")
+        self.world.host_up("host-1", host_mib * MIB)
         self.world.declare(*DATASETS)
         self.world.gateway_applies("gw-1")
 
@@ -227,7 +228,7 @@ class Cluster(RuleBasedStateMachine):
         if WorkerId(name) in self.world.view.workers:
             self.world.host_down(name, with_files=not keeps_files)
         else:
-            self.world.host_up(name)
+            self.world.host_up(name, self.host_mib * MIB)
             self.world.verify_files(WorkerId(name))
 
     @rule(limit=st.integers(1, 4))
@@ -305,7 +306,7 @@ class Cluster(RuleBasedStateMachine):
             return
         for name in HOSTS:
             if WorkerId(name) not in world.view.workers:
-                world.host_up(name)
+                world.host_up(name, self.host_mib * MIB)
                 world.verify_files(WorkerId(name))
             world.crash_executors(WorkerId(name))
         world.settle(60)
@@ -407,7 +408,7 @@ def test_long_random_histories(block: int, monkeypatch: pytest.MonkeyPatch) -> N
     for seed in range(60 * block, 60 * (block + 1)):
         random = Random(seed)
         cluster = Cluster()
-        cluster.begin(budget_mib=random.choice([3, 6, 300]))
+        cluster.begin(random.choice([3, 6, 300]), random.choice([164, 1024]))
         for _ in range(random.randint(5, 120)):
             _, name, arguments = random.choices(WALK, weights)[0]
             getattr(cluster, name)(**arguments(random))
