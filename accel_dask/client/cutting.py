@@ -17,7 +17,8 @@ def cut(
     x: Series, bins: Any, *, right: bool = True, labels: Any = None, include_lowest: bool = False,
     precision: int = 3,
 ) -> Series:  # fmt: skip
-    """The bin of each value; for a number of bins the least and greatest value are asked first.
+    """The bin of each value; for a number of bins the least and greatest value are asked first,
+    and the frame is pinned to the epoch that told them.
 
     Raises:
         UnsupportedOperation: not a column of numbers.
@@ -27,29 +28,32 @@ def cut(
     if x._expr.dtype.kind not in {Kind.INT, Kind.FLOAT, Kind.DECIMAL}:
         raise refuse(f"cut of a {x._expr.dtype.kind} column", "cut numbers")
     sample: list[float] = []
+    pins: Pins = ()
     if isinstance(bins, int):
         bounds = x.agg(["min", "max"]).compute()
         if bounds.isna().any():
             raise refuse("cut of no values into a number of bins", "give the edges")
         sample = [bounds["min"], bounds["max"]]
+        pins = _epochs_of(bounds)
     made, edges = pd.cut(
         pd.Series(sample, dtype="float64"), bins, right=right, labels=labels, retbins=True,
         include_lowest=include_lowest, precision=precision,
     )  # fmt: skip
-    return x._with(
-        _coded(x._expr, list(edges), _categories(made), right=right, lowest=include_lowest)
-    )
+    coded = _coded(x._expr, list(edges), _categories(made), right=right, lowest=include_lowest)
+    return x._with(_pinned(coded, pins))
 
 
 @explained_function("module", "qcut")
 def qcut(x: Series, q: Any, *, labels: Any = None, precision: int = 3,
          duplicates: str = "raise") -> Series:  # fmt: skip
-    """The quantile bin of each value; the quantiles are asked first."""
+    """The quantile bin of each value; the quantiles are asked first, and the frame is pinned to the
+    epoch that told them."""
     import numpy as np
     import pandas as pd
 
     at = np.linspace(0, 1, q + 1) if isinstance(q, int) else np.asarray(q)
-    edges = list(x.quantile([float(one) for one in at]).compute())
+    told = x.quantile([float(one) for one in at]).compute()
+    edges = list(told)
     unique = list(dict.fromkeys(edges))
     if len(unique) < len(edges):
         if duplicates != "drop":
@@ -59,7 +63,23 @@ def qcut(x: Series, q: Any, *, labels: Any = None, precision: int = 3,
         pd.Series([], dtype="float64"), edges, labels=labels, include_lowest=True,
         precision=precision,
     )  # fmt: skip
-    return x._with(_coded(x._expr, edges, _categories(made), right=True, lowest=True))
+    coded = _coded(x._expr, edges, _categories(made), right=True, lowest=True)
+    return x._with(_pinned(coded, _epochs_of(told)))
+
+
+Pins = tuple[tuple[str, int], ...]
+
+
+def _epochs_of(answer: Any) -> Pins:
+    """The epochs that `answer` is of; none if it did not come from memory."""
+    told = answer.attrs["accel"]
+    if told["route"] == "olap":
+        return ()
+    return tuple((used["dataset"], used["epoch"]) for used in told["datasets"])
+
+
+def _pinned(coded: Expr, pins: Pins) -> Expr:
+    return call("pinned", coded.dtype, coded, options=pins) if pins else coded
 
 
 def _categories(made: Any) -> tuple[Any, ...] | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from accel_dask.client.dask_reads import Reading, read_series, read_shard, sql_of
+from accel_dask.client.dask_reads import Reading, compiled_of, read_series, read_shard
 from accel_dask.client.dtypes import Kind
 from accel_dask.client.expressions import Aggregation, Column, Expr, InRows, Key, Window, walk
 from accel_dask.client.nodes import (
@@ -50,8 +50,9 @@ def to_dask_dataframe(frame: Lazy, *, dtype_backend: str = "numpy") -> Any:
     refuse_finished(view, "to_dask_dataframe")
     _check_row_by_row(view)
     session = frame._session
-    told = session._transport.action("accel.shards", {"sql": sql_of(view)})
-    _check_pin(session, told)
+    compiled = compiled_of(view)
+    told = session._transport.action("accel.shards", {"sql": compiled.sql})
+    _check_pin(session._pins_of(compiled) or {}, told)
     view, shards, divisions = _divided(view, told["shards"])
     reading = Reading(
         where=session._transport.where,
@@ -115,11 +116,12 @@ def _scan_of(node: Node) -> Scan:
     return node
 
 
-def _check_pin(session: Session, told: Mapping[str, Any]) -> None:
-    pinned = (session._snapshots.current() or {}).get(told["dataset"])
+def _check_pin(pins: Mapping[str, int], told: Mapping[str, Any]) -> None:
+    pinned = pins.get(told["dataset"])
     if pinned not in {None, told["epoch"]}:
         raise EpochRetired(
-            f"{told['dataset']} serves epoch {told['epoch']} by now; the snapshot has {pinned}"
+            f"{told['dataset']} serves epoch {told['epoch']} by now; the snapshot, or what was asked "
+            f"to make the frame, has {pinned}"
         )
 
 

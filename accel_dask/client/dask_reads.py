@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from accel_dask.client.dtypes import Kind, arrow_type
 from accel_dask.client.expressions import Call, Column, Expr
-from accel_dask.client.lower import compile_rows
+from accel_dask.client.lower import Compiled, compile_rows
 from accel_dask.client.materialize import EXACT
 from accel_dask.client.nodes import Derived
 from accel_dask.client.transport import FlightTransport, read_ticket
@@ -157,10 +157,15 @@ def _this_host() -> str | None:
         return None
 
 
-def sql_of(view: View) -> str:
+def compiled_of(view: View) -> Compiled:
     """All rows of `view`, not capped: the tenant's own limits hold for each shard."""
     columns = [(f"c{i}", item.expr) for i, item in enumerate(view.items)]
-    return compile_rows(view.rows, columns).sql
+    return compile_rows(view.rows, columns)
+
+
+def sql_of(view: View) -> str:
+    """The SQL of the same."""
+    return compiled_of(view).sql
 
 
 # Missing values: partitions must have one dtype, so it is decided for all of them

@@ -80,6 +80,8 @@ class Compiled:
     """Table and column of everything that is read."""
     sources: tuple[Scan | Text, ...]
     """Whose columns' types the SQL rests on."""
+    pins: tuple[tuple[str, int], ...] = ()
+    """Datasets and epochs that it holds for."""
 
 
 def compile_rows(
@@ -97,6 +99,7 @@ class _Lowering:
         self._aliases = 0
         self._read: dict[tuple[str, str], None] = {}
         self._sources: dict[Scan | Text, None] = {}
+        self._pins: dict[str, int] = {}
 
     def compile(self, rows: Node, columns: Sequence[tuple[str, Expr]], cap: int | None) -> Compiled:
         exprs = [expr for _, expr in columns]
@@ -112,7 +115,13 @@ class _Lowering:
         tables = tuple(dict.fromkeys(table for table, _ in self._read))
         columns_read = tuple(one for one in self._read if one[1])
         return Compiled(
-            sql.render(tree), outputs, tables, is_single, columns_read, tuple(self._sources)
+            sql.render(tree),
+            outputs,
+            tables,
+            is_single,
+            columns_read,
+            tuple(self._sources),
+            tuple(self._pins.items()),
         )
 
     def lower(self, node: Node, above: Sequence[Expr], *, is_top: bool = False) -> Select:
@@ -369,7 +378,7 @@ class _Lowering:
         return tree
 
     def _values(self, scope: Scope) -> Values:
-        return Values(scope, self._subquery)
+        return Values(scope, self._subquery, self._pins)
 
     def _subquery(self, expr: InRows, count_missing: bool) -> exp.Expr:
         """The column's values that are not missing; or how many are."""

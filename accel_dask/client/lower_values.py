@@ -23,6 +23,7 @@ from accel_dask.client.expressions import (
 )
 from accel_dask.client.lower_aggregates import lower_aggregation
 from accel_dask.client.nodes import Node
+from accel_dask.errors import EpochRetired
 
 
 class Reference(NamedTuple):
@@ -48,8 +49,12 @@ Scope = Mapping[ScopeKey, Binding]
 class Values:
     """Lowers expressions of one SELECT."""
 
-    def __init__(self, scope: Scope, subquery: Callable[[InRows, bool], exp.Expr]) -> None:
+    def __init__(
+        self, scope: Scope, subquery: Callable[[InRows, bool], exp.Expr], pins: dict[str, int]
+    ) -> None:
         self.scope = scope
+        self.pins = pins
+        """Datasets and epochs that what is lowered holds for; filled while lowering."""
         self._subquery = subquery
 
     def of(self, expr: Expr) -> exp.Expr:
@@ -86,7 +91,7 @@ class Values:
             case Column():
                 binding = self.scope[expr.source, expr.name]
                 if isinstance(binding, Bound):
-                    return Values(binding.scope, self._subquery).when(binding.expr, wanted)
+                    return self.inner(binding.scope).when(binding.expr, wanted)
             case Literal():
                 return sql.boolean(bool(expr.value) is wanted)
             case InRows():
@@ -104,7 +109,7 @@ class Values:
         return sql.coalesce(negated, sql.boolean(True)) if expr.may_null else negated
 
     def inner(self, scope: Scope) -> Values:
-        return Values(scope, self._subquery)
+        return Values(scope, self._subquery, self.pins)
 
     def keys(self, keys: Sequence[Key]) -> list[exp.Expr]:
         """The ORDER BY of `keys`. NaN counts as missing: for the engine it is the greatest value,
@@ -502,6 +507,17 @@ def _same(values: Values, expr: Call) -> exp.Expr:
     return values.of(expr.operands[0])
 
 
+def _pinned(values: Values, expr: Call) -> exp.Expr:
+    """What was made with values of an epoch, such as edges of bins, holds for that epoch only."""
+    for dataset, epoch in expr.options:
+        if values.pins.setdefault(dataset, epoch) != epoch:
+            raise EpochRetired(
+                f"bins of {dataset} made at its epochs {values.pins[dataset]} and {epoch} in one "
+                "frame: make them again, or inside `with session.snapshot():`"
+            )
+    return values.of(expr.operands[0])
+
+
 _BIN_ENDS: Final = {
     "week": ("DAY", 6, 0),
     "month": ("MONTH", 1, 1),
@@ -550,4 +566,5 @@ _OPERATIONS: Final[dict[str, Callable[[Values, Call], exp.Expr]]] = {
     "relabelled": _same,
     "literal_us": _same,
     "nan_guarded": _same,
+    "pinned": _pinned,
 }

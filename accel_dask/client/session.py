@@ -25,6 +25,7 @@ from accel_dask.client.transport import FlightTransport, Transport
 from accel_dask.client.view import Item, View, unknown_column
 from accel_dask.errors import (
     ConfigError,
+    EpochRetired,
     FallbackForbidden,
     ResultTooLarge,
     SchemaChanged,
@@ -143,7 +144,7 @@ class Session:
             FallbackForbidden: it came from the OLAP engine, and the options forbid that.
             AccelError: as the gateway answered.
         """
-        pins = self._snapshots.current()
+        pins = self._pins_of(compiled)
         known = None if pins is None else self._cached(compiled, pins)
         if known is not None:
             return known
@@ -164,7 +165,7 @@ class Session:
         Raises:
             ResultTooLarge: the next batch would make more than `cap` rows.
         """
-        query = self._watched(compiled, self._snapshots.current())
+        query = self._watched(compiled, self._pins_of(compiled))
         rows, started = 0, time.perf_counter()
         with closing(query.batches()) as batches:
             for batch in batches:
@@ -174,6 +175,21 @@ class Session:
         milliseconds = (time.perf_counter() - started) * 1000
         told = from_receipt(query.receipt(), compiled.sql, rows=rows, ms=milliseconds)
         self._note(compiled, told)
+
+    def _pins_of(self, compiled: Compiled) -> Pins | None:
+        """Those of the snapshot, and of what was asked before to make the SQL.
+
+        Raises:
+            EpochRetired: the two differ.
+        """
+        pins = self._snapshots.current()
+        for dataset, epoch in compiled.pins:
+            if pins is not None and pins.get(dataset, epoch) != epoch:
+                raise EpochRetired(
+                    f"the bins were made at epoch {epoch} of {dataset}, the snapshot reads "
+                    f"{pins[dataset]}: make them inside it"
+                )
+        return {**(pins or {}), **dict(compiled.pins)} if compiled.pins else pins
 
     def _watched(self, compiled: Compiled, pins: Pins | None) -> Watched:
         name, headers = uuid.uuid4().hex, _query_headers(pins)

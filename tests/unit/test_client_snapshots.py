@@ -11,10 +11,12 @@ import pyarrow as pa
 import pytest
 from client_world import LocalAnswer, LocalTransport
 
+import accel_dask.client.pandas as pd
 from accel_dask.client.options import Options
 from accel_dask.client.provenance import Provenance
 from accel_dask.client.session import Session
 from accel_dask.client.snapshots import AnswerCache, Snapshots
+from accel_dask.errors import EpochRetired
 
 
 class Epochs(LocalTransport):
@@ -36,7 +38,10 @@ class Epochs(LocalTransport):
         self, sql: str, *, timeout_ms: int, headers: Mapping[str, str], name: str
     ) -> LocalAnswer:
         self.pins.append(headers.get("x-accel-epochs", ""))
-        return super().query(sql, timeout_ms=timeout_ms, headers=headers, name=name)
+        answer = super().query(sql, timeout_ms=timeout_ms, headers=headers, name=name)
+        used = [{"dataset": "flights", "epoch": self.epoch}]
+        answer.receipt = lambda: {"route": "hot", "datasets": used}  # type: ignore[method-assign]
+        return answer
 
 
 @pytest.fixture
@@ -118,3 +123,26 @@ def test_answers_are_kept_up_to_a_size_however_often_the_same_is_put() -> None:
     cache.put("s", {"a": 1}, table, Provenance(sql="s"), 2 * table.nbytes)
     assert cache.get("q", {"a": 1}) is not None
     assert cache.get("r", {"a": 1}) is None
+
+
+def test_bins_of_values_that_were_asked_first_are_of_the_same_epoch(
+    transport: Epochs, session: Session
+) -> None:
+    df = session.table("flights")
+    transport.publish(4)
+    bins = pd.cut(df.id, 2, labels=["low", "high"])
+    quarters = pd.qcut(df.id, 4, labels=False)
+    fixed = pd.cut(df.id, [0, 2, 9], labels=["low", "high"])
+    counted = df.assign(bin=bins).groupby("bin").size()
+    transport.publish(9)
+    for frame, pinned in (
+        (bins, "flights@4"), (quarters, "flights@4"), (counted, "flights@4"), (fixed, ""),
+        (df.assign(bin=bins)[["id"]], ""),
+    ):  # fmt: skip
+        frame.compute()
+        assert transport.pins[-1] == pinned
+    later = pd.cut(df.id, 2, labels=["low", "high"])
+    with pytest.raises(EpochRetired, match="epochs 4 and 9"):
+        df[bins == later].compute()
+    with session.snapshot(), pytest.raises(EpochRetired, match=r"epoch 4 .* reads 9"):
+        bins.compute()
