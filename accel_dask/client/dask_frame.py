@@ -31,7 +31,6 @@ from accel_dask.model.shard_ref import ShardRef
 
 if TYPE_CHECKING:
     from accel_dask.client.lazy import Lazy
-    from accel_dask.client.session import Session
 
 _ADVICE: Final = (
     "filter and choose columns here, go on in Dask; or compute the whole, bounded answer as one "
@@ -120,8 +119,8 @@ def _check_pin(pins: Mapping[str, int], told: Mapping[str, Any]) -> None:
     pinned = pins.get(told["dataset"])
     if pinned not in {None, told["epoch"]}:
         raise EpochRetired(
-            f"{told['dataset']} serves epoch {told['epoch']} by now; the snapshot, or what was asked "
-            f"to make the frame, has {pinned}"
+            f"{told['dataset']} serves epoch {told['epoch']} by now; the snapshot, or what was "
+            f"asked to make the frame, has {pinned}"
         )
 
 
