@@ -44,7 +44,7 @@ class DataFrame(ColumnWise):
         """The labels, as pandas' index of them. Others can be assigned."""
         from accel_dask.client.materialize import labels_index
 
-        return labels_index(self._view.labels)
+        return labels_index(self._ready("columns").labels)
 
     @columns.setter
     def columns(self, labels: Any) -> None:
@@ -64,7 +64,8 @@ class DataFrame(ColumnWise):
 
         from accel_dask.client.materialize import expected_dtype
 
-        found = {item.label: expected_dtype(item.expr) for item in self._view.columns}
+        view = self._ready("dtypes")
+        found = {item.label: expected_dtype(item.expr) for item in view.columns}
         return pd.Series(found, dtype=object)
 
     def __repr__(self) -> str:
@@ -80,7 +81,7 @@ class DataFrame(ColumnWise):
         return list(self._view.labels)
 
     def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._view.labels)
+        return iter(self._ready("iterating columns").labels)
 
     def __contains__(self, label: Hashable) -> bool:
         return self._view.find(label) is not None
@@ -163,6 +164,9 @@ class DataFrame(ColumnWise):
             return self._like(view.with_columns(view.get(label) for label in key))
         if isinstance(key, slice):
             raise refuse("slices of rows", "use head, tail or nlargest")
+        below = _labelled_below(view, key)
+        if below:
+            return self._like(view.with_columns(below))
         try:
             item = view.get(key)
         except TypeError as error:
@@ -329,7 +333,8 @@ class DataFrame(ColumnWise):
                     kind: str | None = None) -> DataFrame:  # fmt: skip
         """In the order of some columns. Ties are in no order."""
         no_inplace(inplace)
-        labels = list(by) if isinstance(by, list | tuple) else [by]
+        is_label = isinstance(by, tuple) and self._view.find(by) is not None
+        labels = list(by) if isinstance(by, list | tuple) and not is_label else [by]
         ups = list(ascending) if isinstance(ascending, list | tuple) else [ascending] * len(labels)
         view = self._ready("sort_values")
         named = {item.label: item for item in view.index}
@@ -409,7 +414,9 @@ class DataFrame(ColumnWise):
 
     def reset_index(self, *, drop: bool = False) -> DataFrame:
         """The index as columns."""
-        view = self._ready("reset_index") if self._view.finish is None else self._view
+        if self._view.finish is not None:
+            return self._without_index(drop=drop)
+        view = self._view
         if drop or not view.index:
             return self._like(replace(view, index=()))
         taken = {item.label for item in view.columns}
@@ -419,7 +426,7 @@ class DataFrame(ColumnWise):
         items = tuple(
             Item("index" if item.label is None else item.label, item.expr) for item in view.index
         )
-        return self._like(replace(view, columns=(*items, *view.columns), index=()))
+        return self._like(replace(view, index=items).flat())
 
     def set_index(self, keys: Any) -> DataFrame:
         """Some columns as the index."""
@@ -684,6 +691,18 @@ def _between(labels: list[Hashable], wanted: slice) -> list[Hashable]:
     first = 0 if wanted.start is None else labels.index(wanted.start)
     last = len(labels) - 1 if wanted.stop is None else labels.index(wanted.stop)
     return labels[first : last + 1]
+
+
+def _labelled_below(view: View, key: Any) -> list[Item]:
+    """The columns whose labels are tuples that begin with `key`, with the rest as their label."""
+    if isinstance(key, tuple) or view.find(key) is not None:
+        return []
+    found = [one for one in view.columns if isinstance(one.label, tuple) and one.label[0] == key]
+    labels = [one.label[1:] for one in found if isinstance(one.label, tuple)]
+    return [
+        Item(label if len(label) > 1 else label[0], one.expr)
+        for label, one in zip(labels, found, strict=True)
+    ]
 
 
 def _labels_in(key: Any) -> Any:

@@ -222,7 +222,7 @@ class Groups(GroupAggregates):
         if self._keys.frequency is not None:
             view = replace(view, finish=self._filling(wanted))
         if not self._as_index:
-            view = View(view.rows, (*view.index, *view.columns), (), view.finish)
+            view = view.flat()
         return view
 
     def _filling(self, wanted: Sequence[Wanted]) -> Finish:
@@ -247,7 +247,12 @@ def _expression(wanted: Wanted, rows: Node) -> Expr:
 
 def _of_nothing(func: str) -> Any:
     """The aggregate of an empty bin; None: missing."""
-    return {"sum": 0, "count": 0, "size": 0, "nunique": 0, "prod": 1}.get(func)
+    return _OF_NOTHING.get(func)
+
+
+_OF_NOTHING: Final = {
+    "sum": 0, "count": 0, "size": 0, "nunique": 0, "prod": 1, "any": False, "all": True,
+}  # fmt: skip
 
 
 @explained("SeriesGroupBy")

@@ -156,8 +156,15 @@ class Lazy(DaskCollection):
         table, _ = self._session.fetch(compile_rows(source, [("value", column)]), 1)
         return scalar(table.column(0)[0].as_py(), expr.dtype)
 
-    def _finished(self, view: View, what: str, apply: Callable[[Any], Any]) -> View:
-        return replace(view, finish=Finish(what, apply))
+    def _without_index(self, *, drop: bool) -> Self:
+        """As `reset_index`, of an answer whose last step is made here."""
+        finish = self._view.finish
+        assert finish is not None
+
+        def apply(found: Any) -> Any:
+            return finish.apply(found).reset_index(drop=drop)
+
+        return self._like(replace(self._view, finish=Finish(finish.what, apply)))
 
 
 def _name(label: Hashable) -> str:

@@ -95,7 +95,11 @@ class _Reader:
             if wanted not in self._variables:
                 raise UnknownColumn(f"query: there is no variable {wanted!r}")
             return self._variables[wanted]
-        return self._frame[name]
+        frame = self._frame
+        key = next((one for one in frame._view.index if one.label == name), None)
+        if key is not None and frame._view.find(name) is None:
+            return Series._of(frame._session, frame._view.rows, name, key.expr)
+        return frame[name]
 
     def _connected(self, node: ast.BoolOp) -> Any:
         found = self.read(node.values[0])

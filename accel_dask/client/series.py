@@ -408,6 +408,8 @@ class Series(WindowMethods, Lazy):
             if drop and self._beside is not None:
                 return self._beside
             raise refuse("reset_index(level=...)", "use reset_index(), then drop columns")
+        if drop and self._view.finish is not None:
+            return self._without_index(drop=True)
         if drop:
             return self._like(replace(self._view, index=()))
         label = name if name is not None else self.name if self.name is not None else 0

@@ -58,6 +58,16 @@ class View:
     def labels(self) -> tuple[Hashable, ...]:
         return tuple(item.label for item in self.columns)
 
+    def flat(self) -> View:
+        """With its index as the first columns."""
+        depth = {len(one) if isinstance(one, tuple) else 1 for one in self.labels}
+        levels = depth.pop() if len(depth) == 1 else 1
+        taken = [
+            Item((one.label, *[""] * (levels - 1)) if levels > 1 else one.label, one.expr)
+            for one in self.index
+        ]
+        return replace(self, columns=(*taken, *self.columns), index=())
+
     def find(self, label: Hashable) -> Item | None:
         return next((item for item in self.columns if item.label == label), None)
 

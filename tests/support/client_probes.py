@@ -239,6 +239,17 @@ pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).max()
 pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).astype(str)
 pd.cut(df.i, [-8, 0, 5], labels=['low', 'high']).fillna('low')
 pd.isnull(df.k)
+df.groupby('k').agg({'g': ['sum', 'count']})['g']
+df.pivot_table(values='i', index='k', columns='b', aggfunc='sum').reset_index()
+df.groupby(['k', 'b'])['i'].sum().unstack().reset_index()
+df.resample('D', on='t').i.sum().reset_index()
+df.resample('D', on='t').i.sum().reset_index(drop=True)
+df.resample('D', on='t')[['i', 'f']].sum().reset_index()
+df.resample('D', on='t').b.any()
+df.set_index('k').query("k == 'a'")
+df.groupby('k').agg({'g': ['sum', 'count'], 'f': ['mean']}).reset_index()
+df.groupby('k', as_index=False).agg({'g': ['sum', 'count'], 'f': ['mean']})
+df.groupby(['k', 'b']).agg({'g': ['sum', 'count']}).reset_index()
 """.strip().splitlines()
 
 
