@@ -76,16 +76,21 @@ def without_rewrites(engine: duckdb.DuckDBPyConnection) -> None:
 
 
 def plain_answer(engine: duckdb.DuckDBPyConnection, sql: str) -> Answer:
-    """What plain DuckDB says, without its optimiser's rewriting of expressions.
+    """What plain DuckDB says; of `date_trunc`, without its optimiser's rewriting of expressions,
+    which others need to be answered in time.
 
     Raises:
         duckdb.Error: the query has none.
     """
     cursor = engine.cursor()
+    is_rewritten_wrongly = "date_trunc" in sql.lower()
     try:
-        without_rewrites(cursor)
+        if is_rewritten_wrongly:
+            without_rewrites(cursor)
         return to_answer(cursor.sql(sql).to_arrow_table())
     finally:
+        if is_rewritten_wrongly:  # the setting is the whole database's
+            cursor.execute("RESET disabled_optimizers")
         cursor.close()
 
 
