@@ -108,7 +108,7 @@ class DateTimes:
     def isocalendar(self) -> IsoCalendar:
         """Year, week and day of ISO weeks."""
         self._only_times("isocalendar")
-        return IsoCalendar(self._with, self._local())
+        return IsoCalendar(self._series._with, self._local())
 
     def day_name(self) -> Series:
         """In English."""
@@ -221,7 +221,7 @@ class DateTimes:
 class IsoCalendar:
     """Fields of ISO weeks."""
 
-    def __init__(self, make: Callable[[Expr], Series], expr: Expr) -> None:
+    def __init__(self, make: Callable[[Expr, str], Series], expr: Expr) -> None:
         self._make = make
         self._expr = expr
 
@@ -232,17 +232,17 @@ class IsoCalendar:
     @property
     def week(self) -> Series:
         """The week's number."""
-        return self._make(_part(self._expr, "week"))
+        return self._make(_part(self._expr, "week"), "week")
 
     @property
     def year(self) -> Series:
         """The week's year."""
-        return self._make(_part(self._expr, "isoyear"))
+        return self._make(_part(self._expr, "isoyear"), "year")
 
     @property
     def day(self) -> Series:
         """Monday is 1."""
-        return self._make(_part(self._expr, "isodow"))
+        return self._make(_part(self._expr, "isodow"), "day")
 
 
 def local(expr: Expr, zone: str = "") -> Expr:

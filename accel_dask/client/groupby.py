@@ -371,7 +371,7 @@ class SeriesGroupBy(WindowMethods, Groups):
         """How often each value comes in each group."""
         keys = GroupKeys((*self._keys.items, self._item))
         inner = SeriesGroupBy(self._session, self._rows, keys, self._item, dropna=dropna)
-        return inner.size()
+        return inner.size().rename("count")
 
     def rolling(self, window: Any, min_periods: int | None = None, center: bool = False,
                 closed: str | None = None) -> Moving:  # fmt: skip

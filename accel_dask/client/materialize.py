@@ -62,7 +62,7 @@ def scalar(value: Any, dtype: DType) -> Any:
     if value is None:
         return _missing(dtype)
     if isinstance(value, Decimal):
-        return int(value) if dtype.kind is Kind.INT else float(value)
+        return _as_numpy(int(value) if dtype.kind is Kind.INT else float(value))
     if dtype.kind is Kind.CATEGORY:
         return dtype.categories[value]
     if dtype.is_time or dtype.kind is Kind.DURATION:
@@ -72,7 +72,17 @@ def scalar(value: Any, dtype: DType) -> Any:
             return pd.Timedelta(value, unit="us")
         found = pd.Timestamp(value)
         return found.tz_convert(dtype.zone) if dtype.kind is Kind.TIMESTAMPTZ else found
-    return value
+    return _as_numpy(value)
+
+
+def _as_numpy(value: Any) -> Any:
+    """A number as NumPy's, as pandas has it: it can be rounded by `.round(2)`."""
+    import numpy as np
+
+    if isinstance(value, float):
+        return np.float64(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return np.int64(value) if is_whole and abs(value) < 2**63 else value
 
 
 def _missing(dtype: DType) -> Any:

@@ -239,6 +239,10 @@ pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).max()
 pd.cut(df.i, [-8, 0, 8], labels=['low', 'high']).astype(str)
 pd.cut(df.i, [-8, 0, 5], labels=['low', 'high']).fillna('low')
 pd.isnull(df.k)
+df.f.mean().round(2)
+df.i.sum().item()
+df.t.dt.isocalendar().week
+df.groupby('b').k.value_counts().sort_index()
 df.groupby('k').agg({'g': ['sum', 'count']})['g']
 df.pivot_table(values='i', index='k', columns='b', aggfunc='sum').reset_index()
 df.groupby(['k', 'b'])['i'].sum().unstack().reset_index()
