@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final
@@ -20,15 +21,19 @@ _TIMES: Final = frozenset(
 )
 
 _REASON: Final = "date_trunc is kept from the engine's optimiser, which errs where it is of a date"
+_NAN: Final = re.compile(r"'\s*[+-]?nan\s*'", re.IGNORECASE)
+_ORDERED: Final = (exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Between)
 
 
 def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft:  # noqa: ARG001
     """Keep the optimiser from comparing `date_trunc` of dates; see `model.date_trunc`.
 
     Raises:
-        UnsupportedQuery: it is called in a way that is not understood here.
+        UnsupportedQuery: it is called in a way that is not understood here, or something negative
+            may be compared with NaN.
     """
     assert draft.parsed is not None
+    _check_nan(draft.parsed)
     found = short_truncations(draft.parsed.text)
     if not found:
         return draft
@@ -44,6 +49,20 @@ def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft: 
     edits += _names(draft.parsed, edits)
     parsed = replace(draft.parsed, edits=(*draft.parsed.edits, *edits))
     return replace(draft, parsed=parsed, reasons=(*draft.reasons, _REASON))
+
+
+def _check_nan(parsed: ParsedQuery) -> None:
+    """`-x < 'NaN'` becomes `x > '-NaN'`, which is another thing: NaN is above all numbers."""
+    if not _NAN.search(parsed.text):
+        return
+    is_negated = any(
+        not isinstance(node.this, exp.Literal) for node in parsed.tree.find_all(exp.Neg)
+    )
+    if is_negated and parsed.tree.find(*_ORDERED) is not None:
+        raise UnsupportedQuery(
+            "a query that compares with NaN and negates columns is not served here: the engine's "
+            "optimiser errs on -x < 'NaN'; write isnan(x), or 0 - x for -x"
+        )
 
 
 def _times(draft: QueryDraft) -> frozenset[str]:

@@ -223,6 +223,24 @@ def test_date_trunc_in_an_unusual_way_is_refused(site: Site, call: str) -> None:
         site.physical(f"SELECT k FROM events WHERE {call} = DATE '2020-02-29'")
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT k FROM events WHERE -k::DOUBLE < 'NaN'::DOUBLE",
+        "SELECT -k AS n, n > CAST('-nan' AS DOUBLE) FROM events",
+        "SELECT k FROM events WHERE - (k) BETWEEN 1 AND 'nan'::FLOAT",
+    ],
+)
+def test_negated_columns_are_not_compared_with_nan(site: Site, sql: str) -> None:
+    with pytest.raises(UnsupportedQuery, match="NaN"):
+        site.physical(sql)
+
+
+def test_nan_is_compared_with_columns_themselves(site: Site) -> None:
+    for condition in ("k < 'NaN'::DOUBLE", "0 - k < 'nan'::DOUBLE", "-k = 'nan'::DOUBLE", "-1 < k"):
+        assert site.differs(f"SELECT k FROM events WHERE {condition}") == ""
+
+
 def test_the_engine_still_needs_this(site: Site) -> None:
     """If this fails, DuckDB may have been mended: `model.date_trunc` may go then."""
     sql = f"SELECT count(*) FROM ({EVENTS}) WHERE date_trunc('hour', d) = DATE '2020-02-29'"
