@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import MIB, Quota
+from accel_dask.worker_plugin.enforcement import behind
 from accel_dask.worker_plugin.enforcement.background import step_back
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
 from accel_dask.worker_plugin.enforcement.enforcer import Enforcer, make_enforcer
@@ -31,6 +33,8 @@ CALM, NOISY = TenantId("calm"), TenantId("noisy")
 CORES = 0.25
 """As far as the enforcer knows: so that others at work on the machine do not matter."""
 NUMBERS = itertools.count(1)
+NAME = f"test-{os.getpid()}"
+GONE = f"{NAME}-gone"
 
 _CHILD = """
 import os, sys, threading, time
@@ -92,11 +96,11 @@ class Child:
 @contextmanager
 def an_enforcer(enforcement: str, policy: str = "adaptive") -> Iterator[Enforcer]:
     if enforcement == "cgroup":
-        tree, why = find_tree("test-probe")
+        tree, why = find_tree(f"{NAME}-probe")
         if tree is None:
             pytest.skip(f"control groups cannot be made here: {why}")
         tree.remove("")
-    enforcer = make_enforcer("test-kernel", CORES, enforcement=enforcement, policy=policy)
+    enforcer = make_enforcer(NAME, CORES, enforcement=enforcement, policy=policy)
     enforcer.start()
     enforcer.set_quotas({CALM: Quota(), NOISY: Quota()})
     try:
@@ -180,17 +184,59 @@ def test_who_takes_more_than_its_share_is_demoted_while_another_works(enforcemen
         assert not is_demoted(enforcer, NOISY)
         with a_child(enforcer, CALM, threads=1, pause=0.02):
             wait_for("the noisy tenant is demoted", lambda: is_demoted(enforcer, NOISY))
-            if enforcement == "nice":
+            if enforcement == "cgroup":
+                wait_for("it gives way at once", lambda: gives_way(noisy.confinement))
+            else:
                 wait_for("its nice value says so", lambda: nice_of(noisy) >= 10)
             assert not is_demoted(enforcer, CALM)
         noisy.process.kill()
         wait_for("its debt is paid", lambda: not is_demoted(enforcer, NOISY))
+        if enforcement == "cgroup":
+            wait_for("it gives way no longer", lambda: not gives_way(noisy.confinement))
+            assert not enforcer._accounts[NOISY].gives_way
+
+
+def test_loaders_and_the_dask_worker_give_way_while_they_get_on_and_else_compete(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(behind, "LEAST_CORES", 0.001)  # others at work here do not matter
+    with an_enforcer("cgroup") as enforcer:
+        loader = enforcer.confine(NOISY, Role.LOAD, f"{next(NUMBERS)}-test", 200 * MIB)
+        worker = enforcer.confine(CALM, Role.HOT, f"{next(NUMBERS)}-test", 200 * MIB)
+        worker.join_files = enforcer.background_files()
+        for confinement in (loader, worker):
+            child = Child(confinement, threads=1)
+            try:
+                wait_for("it gives way", partial(gives_way, confinement))
+                child.process.send_signal(signal.SIGSTOP)
+                wait_for("it competes", partial(competes, confinement))
+                child.process.send_signal(signal.SIGCONT)
+                wait_for("it gives way again", partial(gives_way, confinement))
+            finally:
+                child.process.kill()
+                child.process.communicate()
+            enforcer.release(confinement)
+        wait_for("nobody is there to give way to", partial(competes, worker))
+
+
+def competes(confinement: Confinement) -> bool:
+    return not gives_way(confinement)
+
+
+def gives_way(confinement: Confinement) -> bool:
+    """Whether the group that its own is in, or that stands in for it, is idle to the kernel."""
+    directories = [Path(file).parent for file in confinement.join_files]
+    if not any((directory / "cpu.idle").exists() for directory in directories):
+        pytest.skip("this kernel has no idle groups")
+    among = [d if d.name.endswith("dask-worker") else d.parent for d in directories]
+    files = [d / "cpu.idle" for d in among if (d / "cpu.idle").exists()]
+    return any(file.read_text().strip() == "1" for file in files)
 
 
 def test_a_changed_weight_and_cpu_limit_reach_the_group_at_once() -> None:
     with an_enforcer("cgroup", "fixed") as enforcer, a_child(enforcer, NOISY, threads=2) as noisy:
         own = parse_own_groups(Path(f"/proc/{noisy.process.pid}/cgroup").read_text())
-        assert "accel-test-kernel.noisy/hot-" in own.get("memory", own.get("", ""))
+        assert f"accel-{NAME}.noisy/hot-" in own.get("memory", own.get("", ""))
         enforcer.set_quotas({CALM: Quota(), NOISY: Quota(cpu_limit_percent=30)})
         noisy.confinement.used_cpu_seconds()
         started = time.monotonic()
@@ -256,8 +302,8 @@ def a_killed_agent(name: str) -> Iterator[int]:
 
 
 def test_what_a_killed_host_left_is_removed_by_its_next_life_once_its_processes_end() -> None:
-    with a_killed_agent("test-kernel") as executor:
-        second = make_enforcer("test-kernel", CORES, enforcement="cgroup")
+    with a_killed_agent(NAME) as executor:
+        second = make_enforcer(NAME, CORES, enforcement="cgroup")
         second.start()
         try:
             assert second._tree is not None
@@ -276,15 +322,15 @@ def test_what_a_killed_host_left_is_removed_by_its_next_life_once_its_processes_
 
 
 def test_what_a_host_left_that_never_came_back_is_removed_by_the_next_one_to_start() -> None:
-    with a_killed_agent("test-gone") as executor:
+    with a_killed_agent(GONE) as executor:
         os.kill(executor, signal.SIGKILL)
-        gone, why = find_tree("test-gone")
+        gone, why = find_tree(GONE)
         assert gone is not None, why
         assert set(gone.groups()) == {NOISY, LIFE}
         wait_for("its executor has ended", lambda: not gone.processes(f"{NOISY}/hot-1-left"))
         with an_enforcer("cgroup") as lives:
             assert gone.groups() == ()
-            with a_child(lives, CALM), an_agent("test-third"):
+            with a_child(lives, CALM), an_agent(f"{NAME}-third"):
                 assert set(lives._tree.groups()) == {CALM, LIFE}  # type: ignore[union-attr]
 
 

@@ -19,6 +19,7 @@ from accel_dask.errors import ConfigError
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import Quota
 from accel_dask.worker_plugin.enforcement import niceness
+from accel_dask.worker_plugin.enforcement.behind import BehindQueries
 from accel_dask.worker_plugin.enforcement.cgroups import Tree
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
 from accel_dask.worker_plugin.enforcement.find import find_tree
@@ -43,8 +44,6 @@ _CONTENDED: Final = 0.1
 _BACKGROUND: Final = "dask-worker"
 _LOADERS: Final = "loaders-of-all"
 """Loaders compete with the queries of all tenants by a low weight, not by their tenants'."""
-_BACKGROUND_WEIGHT: Final = FULL_WEIGHT // 10
-_LOADERS_SHARE: Final = GroupShare(weight=_BACKGROUND_WEIGHT, limit_percent=0)
 
 
 class CpuPolicy(StrEnum):
@@ -143,6 +142,10 @@ class Enforcer:
         self._lifetime = Lifetime(tree) if tree is not None else None
         self._limits: dict[TenantId, TenantLimits] = {}
         self._group_cpu = GroupCpu(tree) if tree is not None else None
+        self._behind: BehindQueries | None = None
+        if tree is not None and self._group_cpu is not None:
+            gives_way = policy is CpuPolicy.ADAPTIVE
+            self._behind = BehindQueries(tree, self._group_cpu, gives_way=gives_way)
         self._weights: dict[TenantId, int] = {}
         self._nices: dict[int, int] = {}
         self._accounts: dict[TenantId, CpuAccount] = {}
@@ -196,10 +199,10 @@ class Enforcer:
             self._confinements.append(confinement)
             self._groups.add(confinement.among)
             self._strays -= {confinement.among, confinement.path}
-            if self._group_cpu is not None and among:
-                self._group_cpu.apply(among, _LOADERS_SHARE)
-            elif self._group_cpu is not None:
-                self._group_cpu.forget(tenant)
+            if self._group_cpu is not None:
+                self._group_cpu.forget(confinement.among)
+            if self._behind is not None and among:
+                self._behind.begin(among)
         self._apply_weights()
         self._wake.set()
         return confinement
@@ -236,10 +239,11 @@ class Enforcer:
         `0` to."""
         if self._tree is None:
             return ()
+        assert self._behind is not None
         with self._lock:
             self._strays.discard(_BACKGROUND)
             self._tree.make(_BACKGROUND)
-        self._tree.set_cpu_weight(_BACKGROUND, _BACKGROUND_WEIGHT)
+            self._behind.begin(_BACKGROUND)
         return self._tree.join_files(_BACKGROUND)
 
     def report(self) -> dict[str, Any]:
@@ -267,6 +271,9 @@ class Enforcer:
         waited, idle = waited_us(), idle_seconds()
         while not self._stopping:
             if not (self._confinements or self._leaving or self._strays or self._groups):
+                if self._behind is not None:
+                    with self._lock:
+                        self._behind.compete()
                 self._wake.wait()
                 self._wake.clear()
                 at, waited, idle = time.monotonic(), waited_us(), idle_seconds()
@@ -315,6 +322,9 @@ class Enforcer:
             is_contended=is_contended,
         )
         self._apply_weights()
+        if self._behind is not None:
+            with self._lock:
+                self._behind.look(seconds)
 
     def _remove_left(self) -> None:
         for confinement in tuple(self._leaving):
@@ -327,6 +337,8 @@ class Enforcer:
                     self._groups.discard(group)
                     if self._group_cpu is not None:
                         self._group_cpu.forget(group)
+                    if self._behind is not None:
+                        self._behind.end(group)
             if self._tree is not None:
                 self._strays -= {path for path in self._strays if self._tree.remove(path)}
 
