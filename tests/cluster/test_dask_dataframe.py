@@ -215,7 +215,10 @@ def test_divisions_are_known_by_the_sort_order_and_not_by_another_column(site: S
 
 def test_dask_goes_on_with_joins_and_groups_of_its_own(site: Site) -> None:
     ddf = site.facts.to_dask_dataframe()
-    labels = dd.from_pandas(pd.DataFrame({"n": [0, 1, 2], "name": ["a", "b", "c"]}), npartitions=1)
+    labels = dd.from_pandas(
+        pd.DataFrame({"n": pd.array([0, 1, 2], ddf.n.dtype), "name": ["a", "b", "c"]}),
+        npartitions=1,
+    )
     joined = ddf.merge(labels, on="n").groupby("name").x.mean()
     found = site.dask.compute(joined).result().sort_index()
     expected = site.facts.compute().merge(labels.compute(), on="n").groupby("name").x.mean()
@@ -266,6 +269,7 @@ def test_limits_and_tenants_hold_for_a_ticket_as_for_a_query(site: Site) -> None
     assert [batch.to_pydict() for batch in answer.batches()] == [{"count_star()": [ROWS]}]
 
 
+@pytest.mark.filterwarnings("ignore:Computing mixed collections:UserWarning")  # it is the point
 def test_frames_are_still_collections_beside_dask_dataframes(site: Site) -> None:
     counts = site.facts.groupby("n").size()
     ddf = site.facts.to_dask_dataframe()

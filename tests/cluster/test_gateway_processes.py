@@ -57,6 +57,20 @@ def etcd() -> Iterator[EmbeddedEtcd]:
         yield running
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_store() -> Iterator[subprocess.Popen[str]]:
+    """A gateway that waits for a store that is not there; half a minute, beside the other tests."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "flightsql_gateway", "--port", "0"],
+        env={**os.environ, "ACCEL_STORE_ENDPOINTS": "127.0.0.1:1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
 class Cluster:
     """etcd's records as the master and a host agent would write them, for one tenant."""
 
@@ -354,21 +368,6 @@ def test_queries_go_on_without_etcd_beyond_the_gateways_lease_and_when_it_is_bac
         client.close()
 
 
-def test_a_gateway_without_a_store_says_so_and_ends(tmp_path: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "flightsql_gateway", "--port", "0"],
-        env={**os.environ, "ACCEL_STORE_ENDPOINTS": "127.0.0.1:1"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert process.returncode == 1
-    assert "READY" not in process.stdout
-    assert "state store" in process.stderr
-    assert "Traceback" not in process.stderr
-
-
 def test_metrics_are_served(cluster: Cluster) -> None:
     import socket
     import urllib.request
@@ -425,6 +424,14 @@ def test_a_cancelled_query_ends_at_the_executor(cluster: Cluster) -> None:
         assert took < 1.0
         assert client.do_get(ticket("select 1"), options).read_all().num_rows == 1
         client.close()
+
+
+def test_a_gateway_without_a_store_says_so_and_ends(without_store: subprocess.Popen[str]) -> None:
+    output, errors = without_store.communicate(timeout=60)
+    assert without_store.returncode == 1
+    assert "READY" not in output
+    assert "state store" in errors
+    assert "Traceback" not in errors
 
 
 def in_flight(executor: RunningExecutor) -> int:

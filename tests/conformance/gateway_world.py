@@ -71,6 +71,7 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
         """Runs before each answer; may raise or block."""
         self.between: Callable[[int], None] = lambda index: None
         """Runs before each batch."""
+        self.has_left = False
         self.database = duckdb.connect()
         for shard, rows in shards.items():
             name = shard_database(shard)
@@ -99,13 +100,13 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
         self.tickets.append(order)
         self.is_gone[order.query_id] = is_gone
         self.before(order)
-        cursor = self.database.cursor()
         params = pa.ipc.open_stream(order.parameters).read_all() if order.parameters else None
         values = list(params.to_pylist()[0].values()) if params else None
         if order.describe_only and "?" in order.sql:
             values = [None] * order.sql.count("?")
         try:
-            table = cursor.sql(order.sql, params=values).to_arrow_table()
+            with self.database.cursor() as cursor:
+                table = cursor.sql(order.sql, params=values).to_arrow_table()
         except duckdb.Error as error:
             raise InvalidQuery(str(error).split("\n", maxsplit=1)[0]) from error
         batches = [] if order.describe_only else table.to_batches(1000)
@@ -128,11 +129,18 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
         raise ExecutorUnavailable("nobody is there to read this")
 
     def leave(self) -> None:
-        """End as a process does: nobody listens, and what was open is closed."""
-        self.shutdown()
+        """End as a process does: nobody listens, and what was open is closed. Once is enough."""
+        if self.has_left:
+            return
+        self.has_left = True
         self.ticket_server.close()
+        self.shutdown()
         # A test may still hold up an answer.
-        threading.Thread(target=self.threads.close, daemon=True).start()
+        threading.Thread(target=self._end, daemon=True).start()
+
+    def _end(self) -> None:
+        self.threads.close()
+        self.database.close()
 
 
 @dataclass
@@ -157,7 +165,7 @@ class World:
     def close(self) -> None:
         self.app.close(5)
         for executor in self.executors:
-            threading.Thread(target=executor.shutdown, daemon=True).start()
+            threading.Thread(target=executor.leave, daemon=True).start()
         self.store.close()
 
     def tenant(self, name: str, quota: Quota | None = None) -> str:

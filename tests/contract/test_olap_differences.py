@@ -6,6 +6,7 @@ one of them ever agrees, the rule that rests on it may go.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import duckdb
@@ -127,12 +128,12 @@ def asked(ask: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain() -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()
-    connection.execute(
-        "CREATE TABLE t AS FROM (VALUES (1, 'a'), (2, 'A'), (NULL, 'a '), (NULL, 'b')) v(k, s)"
-    )
-    return connection
+def plain() -> Iterator[duckdb.DuckDBPyConnection]:
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE t AS FROM (VALUES (1, 'a'), (2, 'A'), (NULL, 'a '), (NULL, 'b')) v(k, s)"
+        )
+        yield connection
 
 
 @pytest.fixture(scope="module")

@@ -101,9 +101,7 @@ class Lake:
     def load(self, planned: SourceSnapshot, **changes: Any) -> pa.Table:
         """All rows of `planned`, through real shard files."""
         tasks = cut_shards(self.dataset(**changes), planned)
-        engine = duckdb.connect()
-        engine.execute("SET TimeZone = 'UTC'")
-        for number, task in enumerate(tasks):
+        for task in tasks:
             order = LoadOrder(
                 tenant=TenantId("acme"),
                 dataset="trips",
@@ -117,11 +115,14 @@ class Lake:
             )
             manifest = load_shard(order)
             assert task.rows in {None, manifest.rows}
-            file = self.path / "shards" / f"{task.shard_id}.duckdb"
-            engine.execute(f"ATTACH '{file}' AS s{number} (READ_ONLY)")
         assert_cold_reads_like_hot(tasks, self.path / "shards")
-        union = " UNION ALL ".join(f"FROM s{n}.main.data" for n in range(len(tasks)))
-        return engine.sql(union).to_arrow_table()
+        with duckdb.connect() as engine:
+            engine.execute("SET TimeZone = 'UTC'")
+            for number, task in enumerate(tasks):
+                file = self.path / "shards" / f"{task.shard_id}.duckdb"
+                engine.execute(f"ATTACH '{file}' AS s{number} (READ_ONLY)")
+            union = " UNION ALL ".join(f"FROM s{n}.main.data" for n in range(len(tasks)))
+            return engine.sql(union).to_arrow_table()
 
 
 @pytest.fixture

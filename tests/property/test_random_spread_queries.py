@@ -65,7 +65,9 @@ def _cut(plain: duckdb.DuckDBPyConnection, table: str, split_by: str) -> list[pa
     by = split_by or "0"
     values = plain.sql(f"SELECT DISTINCT {by} FROM {table} ORDER BY 1").fetchall()
     parts = [
-        plain.execute(f"FROM {table} WHERE {by} IS NOT DISTINCT FROM ?", [value]).to_arrow_table()
+        plain.sql(
+            f"FROM {table} WHERE {by} IS NOT DISTINCT FROM ?", params=[value]
+        ).to_arrow_table()
         for (value,) in values
     ]
     return parts or [plain.sql(f"FROM {table}").to_arrow_table()]
@@ -101,7 +103,10 @@ def test_random_queries_over_simulated_executors(
         except AssertionError as error:
             raise AssertionError(f"{sql}\n{error}") from error
 
-    ask()
+    try:
+        ask()
+    finally:
+        simulated.sharded.close()
     print(batch, dict(kinds))
     ASKED.update(kinds)
     assert kinds[REFUSED] <= QUERIES // BATCHES // 10

@@ -190,6 +190,8 @@ def test_random_queries_over_random_rollups() -> None:
             world = cooled(world, seed)
         for _ in range(QUERIES):
             counts["rollup" if _check(world, writer.query()) else "rows"] += 1
+        world.sharded.close()
+    plain.close()
     print(f"\n{counts['rollup']} of {counts.total()} queries were answered from rollups")
     assert counts["rollup"] > counts.total() // 5
 

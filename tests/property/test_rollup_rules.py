@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -31,10 +32,14 @@ ROLLUPS = {
 
 
 @pytest.fixture(scope="module")
-def worlds() -> tuple[SpreadWorld, ...]:
+def worlds() -> Iterator[tuple[SpreadWorld, ...]]:
     """On one executor, and on three."""
     plain = plain_database()
-    return tuple(spread_world(3, plain, hosts=hosts, rollups=ROLLUPS) for hosts in (1, 3))
+    worlds = tuple(spread_world(3, plain, hosts=hosts, rollups=ROLLUPS) for hosts in (1, 3))
+    yield worlds
+    for world in worlds:
+        world.sharded.close()
+    plain.close()
 
 
 def used(plan: QueryPlan) -> str:

@@ -303,6 +303,7 @@ class Worlds:
         for world in self._started.values():
             if isinstance(world, EngineWorld):
                 world.close()
+        self.duckdb.close()
 
 
 def started(worlds: Worlds, kind: str) -> EngineWorld:

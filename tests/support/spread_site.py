@@ -188,3 +188,4 @@ class SpreadSite:
         self.app.close(5)
         self.host.close()
         self.store.close()
+        self.plain.close()

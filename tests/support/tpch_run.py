@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
@@ -50,6 +51,16 @@ ORDER_BY: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
+class TpchSite:
+    """A cluster with all tables, and its tenant `tpch`."""
+
+    hosts: int
+    url: str
+    token: str
+    client: GatewayClient
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     query: str
     hosts: int
@@ -59,16 +70,12 @@ class Outcome:
     wrong: str = ""
 
 
-def run(
-    hosts: int,
-    scale: float,
-    rounds: int = 1,
-    quota: Quota | None = None,
-    hot_shards: int | None = None,
-) -> list[Outcome]:
-    """Every query on a fresh cluster; the best time of some rounds. Without a quota, the default
-    one, as far as memory holds the data. With `hot_shards` the other shards of facts are cold."""
-    plain = PlainTpch.open(scale).engine
+@contextmanager
+def tpch_cluster(
+    hosts: int, scale: float, quota: Quota | None = None, hot_shards: int | None = None
+) -> Iterator[TpchSite]:
+    """All tables on a fresh cluster. Without a quota, the default one, as far as memory holds the
+    data. With `hot_shards` the other shards of facts are cold."""
     with LocalAccelCluster(LocalOptions(workers=hosts)) as cluster:
         token = cluster.create_tenant("tpch", quota or tpch_quota(scale))
         publish_all(
@@ -82,12 +89,31 @@ def run(
         )
         assert len(hosts_of(cluster, "tpch", "lineitem")) == hosts
         with gateway_client(cluster, "tpch", token) as client:
-            outcomes = [
-                min((ask(query, hosts, plain, client) for _ in range(rounds)), key=_slowness)
-                for query in QUERIES
-            ]
-    plain.close()
-    return outcomes
+            yield TpchSite(hosts, cluster.gateway_urls[0], token, client)
+
+
+def run(
+    hosts: int,
+    scale: float,
+    rounds: int = 1,
+    quota: Quota | None = None,
+    hot_shards: int | None = None,
+) -> list[Outcome]:
+    """Every query on a fresh cluster; the best time of some rounds."""
+    plain = PlainTpch.open(scale).engine
+    try:
+        with tpch_cluster(hosts, scale, quota, hot_shards) as site:
+            return run_on(site, plain, rounds)
+    finally:
+        plain.close()
+
+
+def run_on(site: TpchSite, plain: duckdb.DuckDBPyConnection, rounds: int = 1) -> list[Outcome]:
+    """Every query beside `plain`; the best time of some rounds."""
+    return [
+        min((ask(query, site.hosts, plain, site.client) for _ in range(rounds)), key=_slowness)
+        for query in QUERIES
+    ]
 
 
 def ask(query: str, hosts: int, plain: duckdb.DuckDBPyConnection, client: GatewayClient) -> Outcome:

@@ -31,11 +31,11 @@ TYPES = [
 
 @pytest.mark.parametrize("name", TYPES)
 def test_a_columns_arrow_type_is_the_one_that_the_engine_sends(name: str) -> None:
-    connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    relation = connection.sql(f"SELECT CAST(NULL AS {name}) AS c")
-    spelled = str(relation.types[0])
-    assert arrow_type(spelled).equals(relation.to_arrow_table().schema.field("c").type)
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        relation = connection.sql(f"SELECT CAST(NULL AS {name}) AS c")
+        spelled = str(relation.types[0])
+        assert arrow_type(spelled).equals(relation.to_arrow_table().schema.field("c").type)
     assert arrow_type(name).equals(arrow_type(spelled))
 
 

@@ -48,13 +48,13 @@ max(x) filter (where day) / count(*)
 
 @pytest.mark.parametrize("text", EXPRESSIONS.strip().splitlines())
 def test_a_derived_name_is_the_one_that_duckdb_gives(text: str) -> None:
-    database = duckdb.connect()
-    database.execute('CREATE TABLE f(x INT, "Y y" INT, day INT, "select" INT)')
     text = text.replace("date_trunc('month', day)", "date_trunc('month', day::date)")
     if "::" in text:
         assert derived_name(text) is None
         return
-    names = database.sql(f"SELECT {text} FROM f GROUP BY ALL").columns
+    with duckdb.connect() as database:
+        database.execute('CREATE TABLE f(x INT, "Y y" INT, day INT, "select" INT)')
+        names = database.sql(f"SELECT {text} FROM f GROUP BY ALL").columns
     # A plain column is named by the table; see `merge`.
     expected = {"x": "X"}.get(names[0], names[0]) if text == "X" else names[0]
     if text.startswith("f.") or text == '"Y y"':
