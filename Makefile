@@ -21,9 +21,9 @@ examples: ## run the notebooks of examples/ on the demo's data, and store their 
 	@scripts/setup.sh $(VENV) test
 	$(BIN)/python scripts/run_examples.py
 
-test: ## every test but the slow fault injection
+test: ## every test but the slow fault injection, in two processes (ARGS="-n 0": in one)
 	@scripts/setup.sh $(VENV) test
-	$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos" -n 2 $(ARGS)
 
 parity: ## the client against pandas, every family with 400 examples from memory and by each OLAP engine that is installed (about 15 minutes of CPU time), and its scoreboard
 	@scripts/setup.sh $(VENV) test
