@@ -12,7 +12,7 @@ from accel_dask.client.aggregates import count_rows, function_name
 from accel_dask.client.arguments import explained
 from accel_dask.client.columnwise import ColumnWise
 from accel_dask.client.dtypes import Kind
-from accel_dask.client.expressions import Expr, Key, Literal, Window, call, literal
+from accel_dask.client.expressions import Expr, Key, Window, call, literal
 from accel_dask.client.lazy import Lazy
 from accel_dask.client.moving import (
     Moving,
@@ -23,6 +23,7 @@ from accel_dask.client.moving import (
     time_column,
 )
 from accel_dask.client.nodes import Aggregate, Node, aggregate_columns
+from accel_dask.client.selection import Loc, kinds_named, labelled_below, labels_in, row_count
 from accel_dask.client.series import Series
 from accel_dask.client.unsupported import no_inplace, refuse, rewrite
 from accel_dask.client.view import Item, View, key_expr, meeting, not_aligned
@@ -159,12 +160,12 @@ class DataFrame(ColumnWise):
         if callable(key):
             return self[key(self)]
         view = self._ready("selecting columns")
-        key = _labels_in(key)
+        key = labels_in(key)
         if isinstance(key, list):
             return self._like(view.with_columns(view.get(label) for label in key))
         if isinstance(key, slice):
             raise refuse("slices of rows", "use head, tail or nlargest")
-        below = _labelled_below(view, key)
+        below = labelled_below(view, key)
         if below:
             return self._like(view.with_columns(below))
         try:
@@ -240,7 +241,7 @@ class DataFrame(ColumnWise):
             columns = labels
         if columns is None:
             raise refuse("drop of rows by label", "filter by a comparison")
-        columns = _labels_in(columns)
+        columns = labels_in(columns)
         gone = list(columns) if isinstance(columns, list | tuple) else [columns]
         view = self._ready("drop")
         for label in gone if errors == "raise" else ():
@@ -274,7 +275,7 @@ class DataFrame(ColumnWise):
 
     def select_dtypes(self, include: Any = None, exclude: Any = None) -> DataFrame:
         """The columns of some types: `number`, `bool`, `str`, `datetime`."""
-        kinds = _kinds(include), _kinds(exclude)
+        kinds = kinds_named(include), kinds_named(exclude)
         view = self._ready("select_dtypes")
         kept = [
             item for item in view.columns
@@ -360,18 +361,18 @@ class DataFrame(ColumnWise):
         Raises:
             OrderRequired: the rows have no order; see `peek`.
         """
-        return self._like(self._ready("head").ordered("head").limited(_count(n, "head")))
+        return self._like(self._ready("head").ordered("head").limited(row_count(n, "head")))
 
     def tail(self, n: int = 5) -> DataFrame:
         """The last rows."""
         view = self._ready("tail").ordered("tail")
         keys = nodes.order_of(view.rows)
-        from_end = view.sorted(reversed_keys(keys)).limited(_count(n, "tail"))
+        from_end = view.sorted(reversed_keys(keys)).limited(row_count(n, "tail"))
         return self._like(from_end.sorted(keys))
 
     def peek(self, n: int = 5) -> DataFrame:
         """Some rows, whichever are found first."""
-        return self._like(self._ready("peek").limited(_count(n, "peek")))
+        return self._like(self._ready("peek").limited(row_count(n, "peek")))
 
     def nlargest(self, n: int, columns: Any) -> DataFrame:
         """The `n` rows with the largest values, in descending order."""
@@ -410,7 +411,7 @@ class DataFrame(ColumnWise):
         view = self._ready("sample")
         values = [item.expr for item in view.columns] + [literal(int(random_state or 0))]
         chance = call("function", dtypes.INT, *values, options=("hash",))
-        return self._like(view.sorted([Key(chance)]).limited(_count(n, "sample")))
+        return self._like(view.sorted([Key(chance)]).limited(row_count(n, "sample")))
 
     def reset_index(self, *, drop: bool = False) -> DataFrame:
         """The index as columns."""
@@ -643,96 +644,3 @@ class DataFrame(ColumnWise):
     def plot(self) -> Any:
         """pandas' plotting, of the answer."""
         return self.compute().plot
-
-
-class Loc:
-    """Selection by a mask and labels."""
-
-    def __init__(self, frame: DataFrame) -> None:
-        self._frame = frame
-
-    def __getitem__(self, key: Any) -> Any:
-        rows, columns = key if isinstance(key, tuple) else (key, slice(None))
-        found = self._frame
-        rows = rows(found) if callable(rows) else rows
-        if isinstance(rows, Series):
-            found = found[rows]
-        elif not (isinstance(rows, slice) and rows == slice(None)):
-            raise refuse("loc by labels of rows", "filter by a comparison: df.loc[df.key == value]")
-        if isinstance(columns, slice):
-            labels = list(found._view.labels)
-            return found if columns == slice(None) else found[_between(labels, columns)]
-        return found[columns]
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        rows, columns = key if isinstance(key, tuple) else (key, None)
-        frame = self._frame
-        if isinstance(rows, slice) and rows == slice(None) and isinstance(columns, str):
-            frame[columns] = value
-            return
-        if not isinstance(rows, Series) or columns is None or isinstance(columns, list | slice):
-            raise refuse("assigning to that selection", "use df.loc[mask, name] = value")
-        if columns in frame:
-            frame[columns] = frame[columns].mask(rows, value)
-        else:
-            missing = Series._of(
-                frame._session, frame._view.rows, columns, Literal(dtypes.NULL, None)
-            )
-            frame[columns] = missing.mask(rows, value)
-
-
-def _count(n: Any, what: str) -> int:
-    if n < 0:
-        raise refuse(f"{what}({n}), which depends on how many rows there are", "give a count >= 0")
-    return int(n)
-
-
-def _between(labels: list[Hashable], wanted: slice) -> list[Hashable]:
-    first = 0 if wanted.start is None else labels.index(wanted.start)
-    last = len(labels) - 1 if wanted.stop is None else labels.index(wanted.stop)
-    return labels[first : last + 1]
-
-
-def _labelled_below(view: View, key: Any) -> list[Item]:
-    """The columns whose labels are tuples that begin with `key`, with the rest as their label."""
-    if isinstance(key, tuple) or view.find(key) is not None:
-        return []
-    found = [one for one in view.columns if isinstance(one.label, tuple) and one.label[0] == key]
-    labels = [one.label[1:] for one in found if isinstance(one.label, tuple)]
-    return [
-        Item(label if len(label) > 1 else label[0], one.expr)
-        for label, one in zip(labels, found, strict=True)
-    ]
-
-
-def _labels_in(key: Any) -> Any:
-    """An array or index of labels as a list; anything else as it is.
-
-    Raises:
-        UnsupportedOperation: it is local values to filter by.
-    """
-    if not hasattr(key, "__array__") or not getattr(key, "ndim", 0):
-        return key
-    found = list(key)
-    if str(getattr(key, "dtype", "")) in {"bool", "boolean"}:
-        raise refuse("a filter by local values", "filter by a comparison of columns")
-    return found
-
-
-def _kinds(names: Any) -> frozenset[Kind]:
-    found: set[Kind] = set()
-    for name in [] if names is None else names if isinstance(names, list | tuple) else [names]:
-        text = name if isinstance(name, str) else getattr(name, "__name__", str(name))
-        found |= {
-            "number": {Kind.INT, Kind.FLOAT, Kind.DECIMAL},
-            "int": {Kind.INT},
-            "int64": {Kind.INT},
-            "float": {Kind.FLOAT, Kind.DECIMAL},
-            "float64": {Kind.FLOAT, Kind.DECIMAL},
-            "bool": {Kind.BOOL},
-            "str": {Kind.STRING},
-            "object": {Kind.STRING},
-            "datetime": {Kind.DATE, Kind.TIMESTAMP},
-            "datetime64": {Kind.DATE, Kind.TIMESTAMP},
-        }.get(text, set())
-    return frozenset(found)
