@@ -52,7 +52,7 @@ def compute():
         hashlib.sha256(block).digest()
         time.sleep(pause)
 for _ in range(threads):
-    threading.Thread(target=compute).start()
+    threading.Thread(target=compute, daemon=True).start()
 for line in sys.stdin:  # each line: so many MiB more, bit by bit
     for _ in range(int(line)):
         held += bytearray(1 << 20)
