@@ -49,3 +49,27 @@ class GroupScheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
+
+    def remove_node(self, node: Any) -> str | None:
+        """What the process was at when it died (a test out of time ends it), which is not tried
+        again; the rest of its groups is for others."""
+        groups = self.assigned_work.pop(node)
+        left = [
+            (group, test) for group in groups.values() for test, done in group.items() if not done
+        ]
+        if not left:
+            return None
+        group, died = left[0]
+        group[died] = True
+        self.workqueue.update(
+            {name: group for name, group in groups.items() if not all(group.values())}
+        )
+        for other in self.nodes:
+            self._reschedule(other)
+        return died
+
+    def _reschedule(self, node: Any) -> None:
+        if (
+            node in self.registered_collections
+        ):  # a process that took another's place collects first
+            super()._reschedule(node)
