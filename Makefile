@@ -7,6 +7,9 @@ DEMO_FLAGS = $(if $(ONCE),--once) $(if $(DATA),--data $(DATA)) $(if $(MASTERS),-
 # faults need a crash under load to show. Nothing else does.
 export ACCEL_ETCD_ALLOW_FAULTY ?= 1
 
+# Of a process of its own, only these show the stack of a hang: first in Python, then of any kind.
+HANGS = -o timeout_method=signal -o faulthandler_timeout=700 -o faulthandler_exit_on_timeout=true
+
 .DEFAULT_GOAL := help
 .PHONY: help demo examples test parity check chaos bench format setup clean
 
@@ -23,7 +26,7 @@ examples: ## run the notebooks of examples/ on the demo's data, and store their 
 
 test: ## every test but the slow fault injection, in two processes (ARGS="-n 0": in one)
 	@scripts/setup.sh $(VENV) test
-	$(BIN)/python -m pytest -m "not chaos" -n 2 $(ARGS)
+	$(BIN)/python -m pytest -m "not chaos" -n 2 $(HANGS) $(ARGS)
 
 parity: ## the client against pandas, every family with 400 examples from memory and by each OLAP engine that is installed (about 15 minutes of CPU time), and its scoreboard
 	@scripts/setup.sh $(VENV) test
