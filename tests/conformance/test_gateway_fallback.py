@@ -577,7 +577,7 @@ def test_a_client_that_goes_away_or_cancels_ends_the_source_query(
     # Sail, though told, goes on with a join to its end: a shorter one here, for some seconds, which
     # are waited for so that the next test finds it idle. The others stop.
     is_sail = engine.name == "sail"
-    sql = SLOW + (" and f4.id < 60" if is_sail else "")
+    sql = SLOW + (" and f4.id < 30" if is_sail else "")
     query = Query(sql=sql, identity=identity, name="slow-query")
 
     def ask() -> str:
