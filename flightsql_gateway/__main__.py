@@ -19,6 +19,7 @@ from accel_dask.errors import AccelError
 from accel_dask.store.connect import open_store
 from accel_dask.transport import use_calling_threads
 from flightsql_gateway.app import DRAIN_SECONDS, GatewayApp
+from flightsql_gateway.short_turns import take_short_turns
 
 log = logging.getLogger("flightsql_gateway")
 
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         level=options.log_level.upper(),
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
+    take_short_turns()  # before there are other threads
     logging.getLogger("sqlglot").setLevel(logging.ERROR)
     # Flight sends the traceback of what a handler raises; there must be none to send.
     sys.tracebacklimit = 0
