@@ -45,7 +45,7 @@ SLOW = (
     "and a.m < b.m + c.m"
 )
 MANY = "select a.id as i, b.id as j, a.s as s from fact a, fact b, dim d"
-ENDS_WITHIN_SECONDS = 15.0
+ENDS_WITHIN_SECONDS = 45.0
 
 
 def check_idle(world: EngineWorld) -> None:
@@ -54,7 +54,7 @@ def check_idle(world: EngineWorld) -> None:
     while True:
         before = busy_seconds(world)
         threading.Event().wait(0.4)
-        if busy_seconds(world) - before < 0.2:
+        if busy_seconds(world) - before < 0.04:  # others may want the processor too
             return
         assert time.monotonic() < deadline, f"{world.name} goes on computing"
 
