@@ -43,7 +43,7 @@ def test_a_group_gives_way_while_it_gets_on_and_has_its_weight_when_it_starves(
     monkeypatch.setattr(behind, "cpu_seconds", used.get)
     tree = KernelTree()
     groups = BehindQueries(tree, GroupCpu(tree), gives_way=gives_way)
-    groups.begin("loaders")
+    groups.begin("loaders", is_looked_at=False)
     assert (tree.weights, tree.is_idle) == ({"loaders": WEIGHT}, {"loaders": False})
     groups.look(TICK)  # what they had used before is no sign of anything
     assert not tree.is_idle["loaders"]
@@ -57,12 +57,38 @@ def test_a_group_gives_way_while_it_gets_on_and_has_its_weight_when_it_starves(
     assert tree.weights == ({"loaders": WEIGHT} if gives_way else {})
 
 
+def test_a_group_that_is_looked_at_gives_way_from_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = {1: 0.0, 2: 0.0}
+    monkeypatch.setattr(behind, "cpu_seconds", used.get)
+    tree = KernelTree()
+    groups = BehindQueries(tree, GroupCpu(tree), gives_way=True)
+    groups.begin("loaders", is_looked_at=True)
+    assert tree.is_idle["loaders"]
+    groups.look(TICK)
+    assert not tree.is_idle["loaders"], "it got nowhere"
+    groups.begin("loaders", is_looked_at=True)
+    assert tree.is_idle["loaders"]
+
+
+def test_what_a_new_process_used_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = {1: 0.0, 2: 0.0, 3: LEAST_CORES * TICK}
+    monkeypatch.setattr(behind, "cpu_seconds", used.get)
+    tree = KernelTree()
+    groups = BehindQueries(tree, GroupCpu(tree), gives_way=True)
+    groups.begin("loaders", is_looked_at=False)
+    monkeypatch.setattr(tree, "processes", lambda path: {3} if path == "loaders/one" else set())
+    groups.look(TICK)
+    assert tree.is_idle["loaders"]
+
+
 def test_a_group_competes_while_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {1: 0.0, 2: 0.0}
     monkeypatch.setattr(behind, "cpu_seconds", used.get)
     tree = KernelTree()
     groups = BehindQueries(tree, GroupCpu(tree), gives_way=True)
-    groups.begin("loaders")
+    groups.begin("loaders", is_looked_at=False)
     groups.look(TICK)
     used[1] = 1.0
     groups.look(TICK)

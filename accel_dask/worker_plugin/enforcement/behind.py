@@ -29,11 +29,14 @@ class BehindQueries:
         self._gives_way = gives_way
         self._cpu_seconds: dict[str, dict[int, float]] = {}
 
-    def begin(self, group: str) -> None:
-        """The group is there, perhaps not for the first time."""
+    def begin(self, group: str, *, is_looked_at: bool) -> None:
+        """The group is there, perhaps not for the first time, and a process is about to join it.
+        `is_looked_at`: `look` comes soon; so it gives way from the start, and has its weight in
+        time if it gets nowhere."""
         self._group_cpu.forget(group)
-        self._group_cpu.apply(group, _COMPETES)
-        self._cpu_seconds.setdefault(group, {})
+        self._group_cpu.apply(group, _GIVES_WAY if is_looked_at and self._gives_way else _COMPETES)
+        if group not in self._cpu_seconds:
+            self._cpu_seconds[group] = self._cpu_seconds_now(group)
 
     def end(self, group: str) -> None:
         """The group is gone."""
@@ -52,11 +55,13 @@ class BehindQueries:
             self._group_cpu.apply(group, _COMPETES)
 
     def _used_cpu_seconds(self, group: str) -> float:
-        """Since the last call, by processes that were there then."""
+        """Since the last call. A loader lives for a second or so: what a new one used counts."""
         before = self._cpu_seconds[group]
-        now = {pid: cpu_seconds(pid) or 0.0 for pid in self._processes(group)}
-        self._cpu_seconds[group] = now
-        return sum(used - before[pid] for pid, used in now.items() if pid in before)
+        now = self._cpu_seconds[group] = self._cpu_seconds_now(group)
+        return sum(used - before.get(pid, 0.0) for pid, used in now.items())
+
+    def _cpu_seconds_now(self, group: str) -> dict[int, float]:
+        return {pid: cpu_seconds(pid) or 0.0 for pid in self._processes(group)}
 
     def _processes(self, group: str) -> frozenset[int]:
         paths = (group, *(f"{group}/{below}" for below in self._tree.groups(group)))

@@ -202,7 +202,7 @@ class Enforcer:
             if self._group_cpu is not None:
                 self._group_cpu.forget(confinement.among)
             if self._behind is not None and among:
-                self._behind.begin(among)
+                self._behind.begin(among, is_looked_at=True)
         self._apply_weights()
         self._wake.set()
         return confinement
@@ -243,7 +243,7 @@ class Enforcer:
         with self._lock:
             self._strays.discard(_BACKGROUND)
             self._tree.make(_BACKGROUND)
-            self._behind.begin(_BACKGROUND)
+            self._behind.begin(_BACKGROUND, is_looked_at=False)
         return self._tree.join_files(_BACKGROUND)
 
     def report(self) -> dict[str, Any]:
