@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from accel_dask.client import dtypes, operations
@@ -107,7 +108,8 @@ def zone_of_bins(frequency: Frequency, zone: str) -> str:
     return "UTC"
 
 
-def _shifts(zone: str) -> set[int]:
+@lru_cache(maxsize=64)
+def _shifts(zone: str) -> frozenset[int]:
     """Microseconds between the clocks of `zone` and UTC, winter and summer."""
     from zoneinfo import ZoneInfo
 
@@ -116,7 +118,7 @@ def _shifts(zone: str) -> set[int]:
         for month in (1, 4, 7, 10):
             shift = dt.datetime(year, month, 1, tzinfo=ZoneInfo(zone)).utcoffset() or dt.timedelta()
             found.add(shift // dt.timedelta(microseconds=1))
-    return found
+    return frozenset(found)
 
 
 def bin_label(expr: Expr, frequency: Frequency) -> Expr:

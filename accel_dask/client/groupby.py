@@ -95,7 +95,7 @@ def _key(frame: DataFrame, by: Any) -> Item:
     if _is_grouper(by):
         if by.key is None and len(view.index) != 1:
             raise refuse("a Grouper without a key", "name the time: Grouper(key='ts', freq='D')")
-        item = view.index[0] if by.key is None else view.find(by.key) or _of_index(view, by.key)
+        item = view.index[0] if by.key is None else _found(view, by.key)
         if by.freq is None:
             return item
         if not item.expr.dtype.is_time:
@@ -114,16 +114,17 @@ def _key(frame: DataFrame, by: Any) -> Item:
         raise refuse(
             "groupby by a function, dict or local values", "compute the key as a column first"
         )
-    item = view.find(by) or _of_index(view, by)
+    item = _found(view, by)
     return Item(item.label, key_expr(item.expr, "groupby"))
-
-
-def _of_index(view: View, label: Hashable) -> Item:
-    return next((one for one in view.index if one.label == label), None) or view.get(label)
 
 
 def _is_grouper(by: Any) -> bool:
     return isinstance(by, Grouper) or type(by).__name__ in {"Grouper", "TimeGrouper"}
+
+
+def _found(view: View, label: Hashable) -> Item:
+    """A column, or else a part of the index."""
+    return view.find(label) or view.find_in_index(label) or view.get(label)
 
 
 def _freq_text(freq: Any) -> str:

@@ -95,10 +95,10 @@ class _Reader:
             if wanted not in self._variables:
                 raise UnknownColumn(f"query: there is no variable {wanted!r}")
             return self._variables[wanted]
-        frame = self._frame
-        key = next((one for one in frame._view.index if one.label == name), None)
-        if key is not None and frame._view.find(name) is None:
-            return Series._of(frame._session, frame._view.rows, name, key.expr)
+        frame, view = self._frame, self._frame._view
+        key = view.find_in_index(name)
+        if key is not None and view.find(name) is None:
+            return Series._of(frame._session, view.rows, name, key.expr)
         return frame[name]
 
     def _connected(self, node: ast.BoolOp) -> Any:

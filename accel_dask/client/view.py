@@ -71,6 +71,9 @@ class View:
     def find(self, label: Hashable) -> Item | None:
         return next((item for item in self.columns if item.label == label), None)
 
+    def find_in_index(self, label: Hashable) -> Item | None:
+        return next((item for item in self.index if item.label == label), None)
+
     def get(self, label: Hashable) -> Item:
         """The column `label`.
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
+from store_support import eventually
 
 from accel_dask.errors import AccelError, ExecutorUnavailable, QueryCancelled
 from accel_dask.ticket_stream import (
@@ -163,13 +164,6 @@ def one() -> Iterator[Site]:
     site.close()
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.001)
-
-
 def lingers(site: Site) -> bool:
     return any(thread.is_lingering for thread in site.threads._all)
 
@@ -184,7 +178,7 @@ def test_a_thread_that_lingers_is_free_for_whoever_asks(one: Site) -> None:
     first, second = one.connect(), one.connect()
     for number in range(10):
         assert first.ask(number) == number
-        wait_until(lambda: lingers(one))
+        eventually(lambda: lingers(one))
         assert one.threads.free_count == 1
         assert second.ask(number) == number
     query = Query(one.threads)
@@ -208,7 +202,7 @@ def test_while_the_engine_is_at_work_tickets_wait_on_the_connections_own_thread(
     first.send(b"1")
     assert began.wait(DEADLINE)
     second.send(b"2")
-    wait_until(lambda: len(one.threads._line) == 1)
+    eventually(lambda: len(one.threads._line) == 1)
     assert one.served_on[-1] == one.own[1].ident
     may_end.set()
     assert first.read().column(0)[0].as_py() == 1
@@ -232,7 +226,7 @@ def test_refused_tickets_keep_no_thread(one: Site) -> None:
         with pytest.raises(QueryCancelled, match="not today"):
             gateway.read()
         assert gateway.ask(number) == number
-    wait_until(lambda: one.threads.free_count == 1)
+    eventually(lambda: one.threads.free_count == 1)
 
 
 def test_an_error_of_the_engine_is_told_and_the_thread_goes_on(one: Site) -> None:
@@ -252,7 +246,7 @@ def test_an_error_of_the_engine_is_told_and_the_thread_goes_on(one: Site) -> Non
 def test_a_connection_that_ends_frees_the_thread_that_stayed_with_it(one: Site) -> None:
     gateway = one.connect()
     assert gateway.ask(1) == 1
-    wait_until(lambda: lingers(one))
+    eventually(lambda: lingers(one))
     end(gateway.socket)
     one.own[0].join(DEADLINE)
     assert isinstance(one.ends[0], ExecutorUnavailable)
@@ -314,6 +308,6 @@ def test_every_ticket_has_its_own_answer_however_threads_change_hands() -> None:
         client.join(3 * DEADLINE)
         assert not client.is_alive()
     assert wrong == []
-    wait_until(lambda: site.threads.free_count == 3)
+    eventually(lambda: site.threads.free_count == 3)
     assert sorted(t.ident for t in site.threads._free) == sorted(t.ident for t in site.threads._all)
     site.close()

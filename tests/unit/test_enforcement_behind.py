@@ -35,14 +35,21 @@ class KernelTree(CgroupV1Tree):
     def set_cpu_limit(self, path: str, percent: int) -> None: ...
 
 
+def site(
+    monkeypatch: pytest.MonkeyPatch, used: dict[int, float], *, gives_way: bool = True
+) -> tuple[KernelTree, BehindQueries]:
+    """`used`: seconds of CPU of each process."""
+    monkeypatch.setattr(behind, "cpu_seconds", used.get)
+    tree = KernelTree()
+    return tree, BehindQueries(tree, GroupCpu(tree), gives_way=gives_way)
+
+
 @pytest.mark.parametrize("gives_way", [True, False])
 def test_a_group_gives_way_while_it_gets_on_and_has_its_weight_when_it_starves(
     gives_way: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = {1: 5.0, 2: 7.0}
-    monkeypatch.setattr(behind, "cpu_seconds", used.get)
-    tree = KernelTree()
-    groups = BehindQueries(tree, GroupCpu(tree), gives_way=gives_way)
+    tree, groups = site(monkeypatch, used, gives_way=gives_way)
     groups.begin("loaders", is_looked_at=False)
     assert (tree.weights, tree.is_idle) == ({"loaders": WEIGHT}, {"loaders": False})
     groups.look(TICK)  # what they had used before is no sign of anything
@@ -61,9 +68,7 @@ def test_a_group_that_is_looked_at_gives_way_from_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     used = {1: 0.0, 2: 0.0}
-    monkeypatch.setattr(behind, "cpu_seconds", used.get)
-    tree = KernelTree()
-    groups = BehindQueries(tree, GroupCpu(tree), gives_way=True)
+    tree, groups = site(monkeypatch, used)
     groups.begin("loaders", is_looked_at=True)
     assert tree.is_idle["loaders"]
     groups.look(TICK)
@@ -74,9 +79,7 @@ def test_a_group_that_is_looked_at_gives_way_from_the_start(
 
 def test_what_a_new_process_used_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {1: 0.0, 2: 0.0, 3: LEAST_CORES * TICK}
-    monkeypatch.setattr(behind, "cpu_seconds", used.get)
-    tree = KernelTree()
-    groups = BehindQueries(tree, GroupCpu(tree), gives_way=True)
+    tree, groups = site(monkeypatch, used)
     groups.begin("loaders", is_looked_at=False)
     monkeypatch.setattr(tree, "processes", lambda path: {3} if path == "loaders/one" else set())
     groups.look(TICK)
@@ -85,9 +88,7 @@ def test_what_a_new_process_used_counts(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_group_competes_while_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     used = {1: 0.0, 2: 0.0}
-    monkeypatch.setattr(behind, "cpu_seconds", used.get)
-    tree = KernelTree()
-    groups = BehindQueries(tree, GroupCpu(tree), gives_way=True)
+    tree, groups = site(monkeypatch, used)
     groups.begin("loaders", is_looked_at=False)
     groups.look(TICK)
     used[1] = 1.0

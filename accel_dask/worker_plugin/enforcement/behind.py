@@ -40,6 +40,7 @@ class BehindQueries:
 
     def end(self, group: str) -> None:
         """The group is gone."""
+        self._group_cpu.forget(group)
         self._cpu_seconds.pop(group, None)
 
     def look(self, seconds: float) -> None:

@@ -199,10 +199,10 @@ class Enforcer:
             self._confinements.append(confinement)
             self._groups.add(confinement.among)
             self._strays -= {confinement.among, confinement.path}
-            if self._group_cpu is not None:
-                self._group_cpu.forget(confinement.among)
             if self._behind is not None and among:
                 self._behind.begin(among, is_looked_at=True)
+            elif self._group_cpu is not None:
+                self._group_cpu.forget(tenant)
         self._apply_weights()
         self._wake.set()
         return confinement
@@ -335,8 +335,6 @@ class Enforcer:
             for group in self._groups - present:
                 if self._tree is None or self._tree.remove(group):
                     self._groups.discard(group)
-                    if self._group_cpu is not None:
-                        self._group_cpu.forget(group)
                     if self._behind is not None:
                         self._behind.end(group)
             if self._tree is not None:

@@ -194,8 +194,6 @@ class Conversation:
                         return _Reply(pending, answering, rest, held.pop_all())
                 pending += end_frame(answering.measured_text())
                 return _Reply(pending, answering, None, held.pop_all())
-            except AccelError as error:
-                told = _told(error)
             except Exception as error:  # noqa: BLE001 - told and logged
                 told = _told(error)
         return _Reply(error_frame(told), None, None, ExitStack())
