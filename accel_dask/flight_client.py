@@ -12,7 +12,7 @@ from typing import Any, Self
 from pyarrow import ArrowInvalid, flight
 
 from accel_dask.errors import ConfigError, ExecutorUnavailable
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 
 
 class FlightSession:
@@ -33,7 +33,7 @@ class FlightSession:
             header = self._client.authenticate_basic_token(
                 user, token, flight.FlightCallOptions(timeout=30)
             )
-        except flight.FlightError as error:
+        except FLIGHT_FAILURES as error:
             self._client.close()
             told = from_flight(error)
             if isinstance(told, ExecutorUnavailable):
@@ -65,7 +65,7 @@ class FlightSession:
         action = flight.Action(name, json.dumps(body).encode())
         try:
             results = list(self._client.do_action(action, self._options))
-        except flight.FlightError as error:
+        except FLIGHT_FAILURES as error:
             raise from_flight(error) from error
         return json.loads(results[0].body.to_pybytes())
 

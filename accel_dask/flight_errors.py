@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from pyarrow import ArrowCancelled, ArrowInvalid, flight
+from pyarrow import ArrowCancelled, ArrowException, ArrowInvalid, flight
 
 from accel_dask.errors import (
     AccelError,
@@ -30,6 +30,10 @@ from accel_dask.errors import (
     UnsupportedQuery,
     error_class,
 )
+
+FLIGHT_FAILURES: Final = (flight.FlightError, ArrowException, OSError)
+"""All that a failed Flight call raises: INVALID_ARGUMENT, UNIMPLEMENTED and others arrive as
+Arrow's own exceptions, which are no FlightError."""
 
 # The first class that matches decides. Flight cannot send RESOURCE_EXHAUSTED; INVALID_ARGUMENT
 # and UNIMPLEMENTED are reached through the exceptions that Arrow maps to them.

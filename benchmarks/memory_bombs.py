@@ -30,6 +30,7 @@ from accel_dask.drill.arrivals import percentile
 from accel_dask.drill.loads import Load, RunningLoad, Seen, Shape
 from accel_dask.drill.run_delay import RunDelay
 from accel_dask.drill.workload import DASHBOARD, write_facts
+from accel_dask.flight_errors import FLIGHT_FAILURES
 from accel_dask.local import LocalAccelCluster
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.dataset import Dataset, SourceSpec
@@ -206,7 +207,7 @@ class Bombing:
                 for _ in client.do_get(signed, flight.FlightCallOptions(timeout=10)):
                     pass
             outcome = "answered"
-        except (flight.FlightError, OSError, ValueError, KeyError) as error:
+        except FLIGHT_FAILURES as error:
             outcome = kind_of(error)
         self._seen.outcomes[outcome] += 1
         ended, was_stopped = time.monotonic(), has_ended(executor.pid)
@@ -224,7 +225,7 @@ class Bombing:
         while True:
             try:
                 self._client.do_get(ticket, self._options).read_all()
-            except flight.FlightError as error:
+            except FLIGHT_FAILURES as error:
                 if time.monotonic() > started + 30:
                     raise AssertionError("it does not come back") from error
             else:

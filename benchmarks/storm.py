@@ -28,12 +28,11 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
 import duckdb
-import pyarrow as pa
 from answers import Answer, difference, to_answer
 from pyarrow import flight
 
 from accel_dask.errors import AccelError, ResourceExhausted
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.dataset import Dataset, SourceSpec
 from accel_dask.model.ids import TenantId
@@ -134,7 +133,7 @@ class Client:
         command = messages.wrap(messages.new("CommandStatementQuery", query=sql))
         try:
             found = self._client.do_get(flight.Ticket(command), self._options).read_all()
-        except (flight.FlightError, pa.ArrowException, NotImplementedError) as error:
+        except FLIGHT_FAILURES as error:
             return self._failed(sql, from_flight(error))
         finally:
             self.asked_at = 0.0

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from accel_dask.errors import ConfigError, ExecutorUnavailable, Unauthenticated
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.flight_trailers import TrailerReader
 
 _TYPE_PREFIX: Final = "type.googleapis.com/arrow.flight.protocol.sql."
@@ -169,7 +169,7 @@ class FlightTransport:
         options = flight.FlightCallOptions(timeout=_CONNECT_SECONDS)
         try:
             self._client.authenticate_basic_token(user, token, options)
-        except flight.FlightError as error:
+        except FLIGHT_FAILURES as error:
             raise from_flight(error) from error
 
     def _options(self, headers: Mapping[str, str], seconds: float) -> flight.FlightCallOptions:
@@ -184,7 +184,7 @@ class FlightTransport:
         for is_last in (False, True):
             try:
                 return call()
-            except (flight.FlightError, pa.ArrowException, NotImplementedError) as error:
+            except FLIGHT_FAILURES as error:
                 told = from_flight(error)
                 if is_last or not isinstance(told, Unauthenticated):
                     raise told from error
@@ -213,7 +213,7 @@ class _FlightAnswer:
                 yield self._reader.read_chunk().data
         except StopIteration:
             return
-        except (flight.FlightError, pa.ArrowException, NotImplementedError) as error:
+        except FLIGHT_FAILURES as error:
             raise from_flight(error) from error
 
     def receipt(self) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def read_ticket(address: str, ticket: bytes, seconds: float) -> pa.Table:
     try:
         reader = client.do_get(flight.Ticket(ticket), flight.FlightCallOptions(timeout=seconds))
         return reader.read_all()
-    except (flight.FlightError, pa.ArrowException, NotImplementedError) as error:
+    except FLIGHT_FAILURES as error:
         raise from_flight(error) from error
     finally:
         client.close()

@@ -28,6 +28,7 @@ from pyarrow import flight
 
 from accel_dask.drill.arrivals import arrivals, filled, percentile
 from accel_dask.errors import AccelError
+from accel_dask.flight_errors import FLIGHT_FAILURES
 from accel_dask.launch import dying_with_parent
 from flightsql_gateway.flight_sql import messages
 
@@ -174,7 +175,7 @@ class _Run:
     def _ask(self, client: _Client, sql: str, due: float) -> None:
         try:
             client.ask(sql)
-        except (flight.FlightError, OSError, ValueError, KeyError) as error:
+        except FLIGHT_FAILURES as error:
             self._fail(error)
             return
         with self._lock:
@@ -225,7 +226,7 @@ class _Run:
             while time.monotonic() < until:
                 try:
                     client = _Client(self._load)
-                except (flight.FlightError, OSError) as error:
+                except FLIGHT_FAILURES as error:
                     self._fail(error)
                     continue
                 self._ask(client, self._statement(), time.monotonic())

@@ -44,7 +44,7 @@ from accel_dask.errors import (
     StaleEpoch,
     Unauthenticated,
 )
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import MIB, Quota
@@ -140,7 +140,7 @@ def ask(executor: RunningExecutor, ticket: flight.Ticket) -> pa.Table:
     with flight.connect(executor.address) as client:
         try:
             return client.do_get(ticket).read_all()
-        except (pa.ArrowException, flight.FlightError, OSError) as error:
+        except FLIGHT_FAILURES as error:
             _check_clean(str(error))
             raise from_flight(error) from error
 

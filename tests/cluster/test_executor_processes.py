@@ -44,7 +44,7 @@ from accel_dask.errors import (
     Unauthenticated,
     UnsupportedQuery,
 )
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.model.ids import ShardId, TenantId
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.model.ticket import EpochToken, shard_relation, sign
@@ -88,7 +88,7 @@ def ask(executor: RunningExecutor, sql: str, *shards: ShardId, **overrides: Any)
             rows: list[Any] = (
                 client.do_get(signed(make_ticket(sql, *shards, **overrides))).read_all().to_pylist()
             )
-        except (pa.ArrowException, flight.FlightError, NotImplementedError, OSError) as error:
+        except FLIGHT_FAILURES as error:
             _check_clean(str(error), executor.spec.shard_dir)
             raise from_flight(error) from error
         return rows
@@ -662,7 +662,7 @@ def test_streams_ended_at_any_moment_never_harm_the_executor(site: Site) -> None
                     reader.cancel()
                 except StopIteration:
                     pass
-                except (pa.ArrowException, flight.FlightError) as error:
+                except FLIGHT_FAILURES as error:
                     if isinstance(from_flight(error), ExecutorUnavailable):
                         unexpected.append(error)
                         return

@@ -17,7 +17,7 @@ from pyarrow import flight
 from spread_site import SALES, SpreadSite
 
 from accel_dask.errors import AccelError, DeadlineExceeded, ExecutorUnavailable
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.worker_plugin.running_executor import RunningExecutor
 from flightsql_gateway.flight_sql import messages
@@ -98,7 +98,7 @@ class Asked:
         started = time.monotonic()
         try:
             self.table = self._site.ask(self._sql)
-        except (flight.FlightError, pa.ArrowException, OSError) as error:
+        except FLIGHT_FAILURES as error:
             self.error = from_flight(error)
         self.seconds = time.monotonic() - started
 
@@ -234,7 +234,7 @@ def test_a_spread_query_sees_one_epoch_while_epochs_change_under_it(site: Spread
         while not stop.is_set():
             try:
                 seen.append(tuple(next(iter(site.ask(sql).to_pylist())).values()))
-            except (flight.FlightError, pa.ArrowException, OSError) as error:
+            except FLIGHT_FAILURES as error:
                 errors.append(from_flight(error))
 
     site.wait_routed()

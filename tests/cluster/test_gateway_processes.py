@@ -23,7 +23,7 @@ from pyarrow import flight
 from store_support import etcd_members, fresh_settings
 
 from accel_dask.config import StoreSettings
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.model.epoch import Epoch, EpochState, ShardSummary
 from accel_dask.model.executor import Executor, ExecutorPlan, ExecutorState
 from accel_dask.model.ids import ShardId
@@ -412,7 +412,7 @@ def test_a_cancelled_query_ends_at_the_executor(cluster: Cluster) -> None:
             )
             try:
                 client.do_get(ticket(slow), short).read_all()
-            except flight.FlightError as error:
+            except FLIGHT_FAILURES as error:
                 errors.append(error)
 
         thread = threading.Thread(target=run)

@@ -27,7 +27,7 @@ from accel_dask.errors import (
     Unauthenticated,
     UnknownTable,
 )
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.ids import Path, TenantId
 from accel_dask.model.member import Gateway, Share
@@ -144,7 +144,7 @@ def asking(url: str, user: str, token: str, clients: int = 3) -> Iterator[Asked]
                 client.do_get(ticket, options).read_all()
                 with lock:
                     asked.served += 1
-            except flight.FlightError as error:
+            except FLIGHT_FAILURES as error:
                 with lock:
                     asked.errors.append(from_flight(error))
                 stop.wait(0.05)

@@ -20,6 +20,7 @@ from accel_dask.errors import (
     ReadOnly,
     RowLimit,
     ScanLimit,
+    UnknownTable,
     UnsupportedQuery,
 )
 from accel_dask.flight_client import FlightSession
@@ -100,6 +101,14 @@ def test_receipts_tell_of_all_executors_and_the_verdict(site: Site) -> None:
         assert newest is not None
         assert newest["sql"] == "select label from stores"
         assert session.receipt("0" * 32) is None
+
+
+def test_a_session_tells_faults_of_the_asked_statement_as_errors_of_the_tree(site: Site) -> None:
+    with FlightSession(site.url, "ann", TOKEN) as session:
+        with pytest.raises(UnknownTable, match="has no table 'nowhere'"):
+            session.explain("select 1 from nowhere")
+        with pytest.raises(ReadOnly):
+            session.explain("drop table sales")
 
 
 def test_a_query_beyond_its_cpu_time_is_stopped_on_every_executor(site: Site) -> None:
