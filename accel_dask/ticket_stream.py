@@ -1,7 +1,8 @@
-"""How a gateway sends a ticket to an executor and gets the answer: frames on a TCP connection.
+"""How executors are sent tickets and give their answers: frames on a TCP connection.
 
     gateway    TICKET                      the signed ticket
-    executor   SCHEMA BATCH* (END|ERROR)   or ERROR alone
+    executor   PART                        that of a part, for another executor's query
+    answer     SCHEMA BATCH* (END|ERROR)   or ERROR alone
 
 Frames are a head (kind and length, both u32, little-endian) and a payload. Schemas and batches
 are Arrow's encapsulated messages (Arrow columnar format, "Serialization and Interprocess
@@ -20,7 +21,7 @@ import contextlib
 import json
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
@@ -34,6 +35,8 @@ MAX_FRAME_BYTES: Final = 2**31 - 1
 _HEAD: Final = struct.Struct("<II")
 _READ_BYTES: Final = 64 * 1024
 _ALIGNMENT: Final = 8
+_UNREADABLE: Final = (pa.ArrowException, OSError, EOFError, ValueError, KeyError, TypeError)
+"""What reading a payload raises that is none."""
 _KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
 Payload: TypeAlias = "bytes | memoryview | pa.Buffer"
@@ -45,6 +48,7 @@ class FrameKind(IntEnum):
     BATCH = 3
     END = 4
     ERROR = 5
+    PART = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +80,37 @@ def error_frame(error: AccelError) -> list[Payload]:
 
 
 def read_schema(payload: memoryview) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(payload))
+    """
+    Raises:
+        ExecutorUnavailable: it is none.
+    """
+    with _readable():
+        return pa.ipc.read_schema(pa.py_buffer(payload))
 
 
 def read_batch(payload: memoryview, schema: pa.Schema) -> pa.RecordBatch:
-    """The batch, whole and as the schema says; it keeps `payload`."""
-    batch = pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
-    batch.validate()
-    return batch
+    """The batch, whole and as the schema says; it keeps `payload`. Raises as `read_schema`."""
+    with _readable():
+        batch = pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
+        batch.validate()
+        return batch
 
 
 def read_error(payload: memoryview) -> AccelError:
-    told: dict[str, Any] = json.loads(bytes(payload))
-    return error_class(told["code"])(told["message"])
+    """The error that is told. Raises as `read_schema`."""
+    with _readable():
+        told: dict[str, Any] = json.loads(bytes(payload))
+        return error_class(told["code"])(told["message"])
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:  # Arrow's is one of its exceptions as well
+        raise
+    except _UNREADABLE as error:
+        raise ExecutorUnavailable(f"the executor's answer cannot be read: {error}") from error
 
 
 def send(sock: socket.socket, buffers: Sequence[Payload]) -> None:
@@ -150,6 +172,17 @@ def has_ended(sock: socket.socket) -> bool:
         return True
 
 
+def is_quiet(sock: socket.socket) -> bool:
+    """Whether it is open, and nothing has come that was not read. Does not wait."""
+    try:
+        sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def end(sock: socket.socket) -> None:
     """Wake whoever waits for `sock`, here and on the other side."""
     with contextlib.suppress(OSError):
@@ -161,6 +194,10 @@ class FrameReader:
 
     def __init__(self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
         """`max_bytes`: of a frame."""
+        self.count = 0
+        """Bytes read so far."""
+        self.admit: Callable[[int], None] = lambda _: None
+        """Called with the bytes of a large frame before there is room made for it; may raise."""
         self._sock = sock
         self._max_bytes = max_bytes
         self._rest = memoryview(b"")
@@ -217,6 +254,7 @@ class FrameReader:
             self._rest = payload[length:]
             return Frame(_KINDS[number], payload[:length])
         if length > _READ_BYTES:
+            self.admit(length)
             whole = memoryview(pa.allocate_buffer(length)).cast("B")
             whole[: len(payload)] = payload
             self._large, self._filled = (_KINDS[number], whole), len(payload)
@@ -233,6 +271,7 @@ class FrameReader:
             self._rest = memoryview(bytes(self._rest) + data if self._rest else data)
         if not count:
             raise ExecutorUnavailable("the connection ended")
+        self.count += count
 
 
 _KINDS: Final = {int(kind): kind for kind in FrameKind}

@@ -17,10 +17,10 @@ import pyarrow as pa
 from accel_dask.errors import AccelError, ExecutorUnavailable
 from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import QueryPlan
+from accel_dask.ticket_calls import TicketCall
 from accel_dask.ticket_stream import FrameKind, read_batch, read_error, read_schema
 from flightsql_gateway.executor_client import ExecutorClients
 from flightsql_gateway.streams import Stream, StreamWatch, measured_in
-from flightsql_gateway.ticket_client import TicketCall
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from accel_dask.model.routing import ExecutorRoute
-from flightsql_gateway.ticket_client import Connections
+from accel_dask.ticket_calls import Connections
 
 log = logging.getLogger(__name__)
 

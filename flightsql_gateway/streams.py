@@ -16,10 +16,10 @@ from accel_dask.errors import AccelError, ExecutorUnavailable, InvariantViolated
 from accel_dask.model.measured import Measured
 from accel_dask.model.routing import ExecutorRoute
 from accel_dask.query_planner.plan import QueryPlan
+from accel_dask.ticket_calls import TicketCall
 from accel_dask.ticket_stream import Frame, FrameKind, read_batch, read_error
 from flightsql_gateway.call_threads import CallThreads
 from flightsql_gateway.executor_client import ExecutorClients
-from flightsql_gateway.ticket_client import TicketCall
 
 log = logging.getLogger(__name__)
 

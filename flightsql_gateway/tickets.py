@@ -84,7 +84,10 @@ def _piece(ticket: Ticket, of: PartInput, part: Part, context: TicketContext) ->
     )
     signed = sign(encode(own), context.key)
     return Piece(
-        alternatives=tuple(Source(address=one.address, ticket=signed) for one in part.candidates)
+        alternatives=tuple(
+            Source(address=one.address, ticket=signed, ticket_port=one.ticket_port)
+            for one in part.candidates
+        )
     )
 
 

@@ -37,6 +37,8 @@ class Source:
 
     address: str
     ticket: bytes
+    ticket_port: int = 0
+    """Where it takes tickets as `ticket_stream` has it; 0: it takes them by Flight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

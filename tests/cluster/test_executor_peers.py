@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.model.ticket import Cancellation, EpochToken, Source, shard_relation, sign
+from accel_dask.ticket_calls import Connections
+from accel_dask.ticket_stream import FrameKind, read_error
 from accel_dask.worker_plugin.executors import ExecutorHost
 from accel_dask.worker_plugin.running_executor import RunningExecutor
 
@@ -114,10 +117,12 @@ class Site:
     def source(
         self, shard: int, sql: str, at: RunningExecutor | None = None, **overrides: Any
     ) -> Source:
+        asked = at or self.executor(shard)
         return make_source(
-            (at or self.executor(shard)).address,
+            asked.address,
             sql.format(t=self.table(shard)),
             self.shards[shard],
+            ticket_port=asked.ticket_port,
             **overrides,
         )
 
@@ -230,6 +235,32 @@ def test_an_executor_may_ask_itself(site: Site) -> None:
     pieces = [site.source(n, COUNT) for n in range(SHARDS)]
     found = site.ask(COUNT, 'SELECT sum(n)::BIGINT AS n FROM "input_0"', pieces=pieces)
     assert found.to_pylist() == [{"n": ROWS}]
+
+
+def test_a_peer_without_a_port_for_tickets_is_asked_by_flight(site: Site) -> None:
+    sources = [replace(site.source(n, PARTIAL), ticket_port=0) for n in (1, 2)]
+    assert site.ask(PARTIAL, MERGE, pieces=sources).equals(site.ask(PARTIAL, MERGE))
+    mixed = [sources[0], site.source(2, PARTIAL)]
+    assert site.ask(PARTIAL, MERGE, pieces=mixed).equals(site.ask(PARTIAL, MERGE))
+
+
+def test_an_executor_checks_a_part_that_comes_in_a_frame_like_any_ticket(site: Site) -> None:
+    peer = site.executor(1)
+    good = site.source(1, COUNT)
+    connections = Connections()
+    for ticket, expected in (
+        (b"x" * 32 + good.ticket[32:], Unauthenticated),
+        (b"", Unauthenticated),
+        (good.ticket[:-1], Unauthenticated),
+        (site.source(1, COUNT, expires_at_ms=1).ticket, StaleEpoch),
+        (site.source(1, COUNT, tenant=TenantId("rival")).ticket, StaleEpoch),
+    ):
+        call = connections.idle(peer) or connections.connect(peer)
+        assert call.send_now(FrameKind.PART, ticket)
+        with pytest.raises(expected):
+            raise read_error(call.read().payload)
+        call.close()
+    connections.close()
 
 
 def test_many_pieces_are_fetched_at_once(site: Site) -> None:

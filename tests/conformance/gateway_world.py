@@ -33,6 +33,7 @@ from accel_dask.model.tenant import Quota, Tenant, User, hash_token
 from accel_dask.model.ticket import Ticket, fence, shard_database, verify
 from accel_dask.store.memory import MemoryStore
 from accel_dask.store.records import delete_record, ensure_meta, put_record, read_view
+from accel_dask.ticket_stream import FrameKind
 from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
 from accel_dask.worker_plugin.executor.ticket_server import TicketServer
 from flightsql_gateway.app import GatewayApp
@@ -81,7 +82,9 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
             self.database.unregister("rows")
         super().__init__("grpc://127.0.0.1:0")
         self.threads = EngineThreads(tenant, "queries", 4, None)
-        self.ticket_server = TicketServer("127.0.0.1", self._answer, self.threads)
+        self.ticket_server = TicketServer(
+            "127.0.0.1", self._answer, {FrameKind.TICKET: self.threads}
+        )
 
     @property
     def address(self) -> str:

@@ -75,10 +75,12 @@ def signed(ticket: Ticket, key: bytes = KEY) -> flight.Ticket:
     return flight.Ticket(sign(encode(ticket), key))
 
 
-def make_source(address: str, sql: str, *shards: ShardId, **overrides: Any) -> Source:
+def make_source(
+    address: str, sql: str, *shards: ShardId, ticket_port: int = 0, **overrides: Any
+) -> Source:
     """A part that the executor at `address` is asked for."""
     part = make_ticket(sql, *shards, **({"is_part": True} | overrides))
-    return Source(address=address, ticket=sign(encode(part), KEY))
+    return Source(address=address, ticket=sign(encode(part), KEY), ticket_port=ticket_port)
 
 
 def make_input(*pieces: Source | tuple[Source, ...], **overrides: Any) -> Input:

@@ -24,7 +24,7 @@ from accel_dask.ticket_stream import (
     read_schema,
     send,
 )
-from accel_dask.worker_plugin.executor.conversation import Answering, Conversation, GatewayGone
+from accel_dask.worker_plugin.executor.conversation import Answering, AskerGone, Conversation
 from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads
 
 DEADLINE = 20.0
@@ -77,6 +77,8 @@ class Site:
 
     def __init__(self, count: int) -> None:
         self.threads = EngineThreads("acme", "queries", count, None)
+        self.part_threads = EngineThreads("acme", "parts of queries", count, None)
+        self.by_kind = {FrameKind.TICKET: self.threads, FrameKind.PART: self.part_threads}
         self.work: Callable[[bytes], None] = lambda signed: None
         """What the engine does for a ticket; may raise or block."""
         self.batch: Callable[[bytes], pa.RecordBatch] = lambda signed: pa.record_batch(
@@ -94,7 +96,7 @@ class Site:
         self.served_on.append(threading.get_ident())
         if signed == b"refused":
             raise QueryCancelled("not today")
-        query = Query(self.threads)
+        query = Query(self.part_threads if signed.startswith(b"-") else self.threads)
         try:
             query.compute(lambda: self.work(signed))
             query.end()
@@ -114,8 +116,8 @@ class Site:
 
         def run() -> None:
             try:
-                Conversation(theirs, self._answer, self.threads, self).run()
-            except (AccelError, OSError, GatewayGone) as error:
+                Conversation(theirs, self._answer, self.by_kind, self).run()
+            except (AccelError, OSError, AskerGone) as error:
                 self.ends.append(error)
 
         self.own.append(threading.Thread(target=run, daemon=True))
@@ -129,6 +131,7 @@ class Site:
             thread.join(DEADLINE)
             assert not thread.is_alive()
         self.threads.close()
+        self.part_threads.close()
         for sock in self._open:
             sock.close()
 
@@ -139,7 +142,9 @@ class Gateway:
         self._reader = FrameReader(sock)
 
     def send(self, ticket: bytes) -> None:
-        send(self.socket, frame(FrameKind.TICKET, ticket))
+        """A number; one below zero is a part."""
+        kind = FrameKind.PART if ticket.startswith(b"-") else FrameKind.TICKET
+        send(self.socket, frame(kind, ticket))
 
     def read(self) -> pa.RecordBatch:
         """The one batch of an answer; raises the error that is told."""
@@ -172,6 +177,20 @@ def test_one_thread_of_the_engine_answers_ticket_after_ticket(one: Site) -> None
     gateway = one.connect()
     assert [gateway.ask(number) for number in range(20)] == list(range(20))
     assert set(one.served_on) == {one.threads._all[0].ident}
+
+
+def test_parts_have_threads_of_their_own_also_on_a_connection_of_queries(one: Site) -> None:
+    asker = one.connect()
+    numbers = [1, 2, -1, -2, 3, -3, -4, 4, 5]
+    assert [asker.ask(number) for number in numbers] == numbers
+    idents = {kind: threads._all[0].ident for kind, threads in one.by_kind.items()}
+    assert one.served_on == [
+        idents[FrameKind.TICKET if number > 0 else FrameKind.PART] for number in numbers
+    ]
+    query = Query(one.threads)
+    assert one.connect().ask(-5) == -5, "a query that waits for its parts is in no part's way"
+    query.end()
+    assert (one.threads.free_count, one.part_threads.free_count) == (1, 1)
 
 
 def test_a_thread_that_lingers_is_free_for_whoever_asks(one: Site) -> None:

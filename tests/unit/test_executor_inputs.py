@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pytest
-from executor_builders import KEY, make_input, make_source, make_spec, make_ticket, signed
-from pyarrow import flight
+from executor_builders import make_input, make_source, make_ticket, signed
+from peer_doubles import ALL, WAIT, PeerWorld, batch
 
 from accel_dask.codec import decode, encode
 from accel_dask.errors import (
@@ -29,9 +29,8 @@ from accel_dask.errors import (
     Unauthenticated,
     UnsupportedQuery,
 )
-from accel_dask.flight_errors import to_flight
 from accel_dask.model.ids import TenantId
-from accel_dask.model.tenant import MIB, Quota
+from accel_dask.model.tenant import MIB
 from accel_dask.model.ticket import (
     Cancellation,
     Input,
@@ -40,124 +39,21 @@ from accel_dask.model.ticket import (
     check_inputs,
     sign,
     signature_of,
-    verify,
 )
 from accel_dask.worker_plugin.executor import inputs as inputs_module
-from accel_dask.worker_plugin.executor.engine import Engine
 from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
-from accel_dask.worker_plugin.executor.inputs import InputMemory
+from accel_dask.worker_plugin.executor.gathered import InputMemory
 from accel_dask.worker_plugin.executor.part_types import types_to_cast, with_types
 from accel_dask.worker_plugin.executor.peers import PeerClients
 
-SCHEMA = pa.schema({"x": pa.int64()})
-ALL = 'SELECT x FROM "input_0"'
-WAIT = object()
-"""A peer's step: nothing more until it is told to go on, or its call was cancelled."""
+World = PeerWorld
 
 
-def batch(*values: int) -> pa.RecordBatch:
-    return pa.record_batch({"x": pa.array(values, pa.int64())})
-
-
-class Peer(flight.FlightServerBase):
-    """Answers every part as it is told: each step is a batch, an error, or a wait."""
-
-    def __init__(self, *steps: Any, schema: pa.Schema = SCHEMA) -> None:
-        self.steps = steps
-        self.schema = schema
-        self.asked = 0
-        self.is_asked = threading.Event()
-        self.go_on = threading.Event()
-        self.cancelled: list[str] = []
-        self.is_cancelled = threading.Event()
-        self.answers_pings = True
-        self.pings = 0
-        self.first: Callable[[], None] = lambda: None
-        super().__init__("grpc://127.0.0.1:0")
-        self.address = f"grpc://127.0.0.1:{self.port}"
-
-    def do_get(self, context: Any, ticket: Any) -> Any:
-        self.asked += 1
-        self.is_asked.set()
-        self.first()
-        return flight.GeneratorStream(self.schema, self._batches(context))
-
-    def _batches(self, context: Any) -> Iterator[pa.RecordBatch]:
-        for step in self.steps:
-            if step is WAIT:
-                self._wait_streaming(context)
-            elif isinstance(step, BaseException):
-                raise to_flight(step) if isinstance(step, AccelError) else step
-            elif callable(step):
-                step()
-            else:
-                yield step
-
-    def _wait_streaming(self, context: Any) -> None:
-        while not self.go_on.wait(0.005):
-            if context.is_cancelled():
-                self.is_cancelled.set()
-                self.go_on.set()
-
-    def wait(self) -> None:
-        self.go_on.wait(20)
-
-    def refuse(self, error: AccelError) -> Peer:
-        """Fail before the first batch."""
-
-        def fail() -> None:
-            raise to_flight(error)
-
-        self.first = fail
-        return self
-
-    def do_action(self, context: Any, action: Any) -> Any:
-        if action.type == "cancel":
-            self.cancelled.append(decode(verify(action.body.to_pybytes(), KEY), Cancellation))
-            self.is_cancelled.set()
-            self.go_on.set()
-        else:
-            self.pings += 1
-            if not self.answers_pings:
-                self.go_on.wait(20)
-        return iter([])
-
-    def source(self, sql: str = "SELECT 1", **overrides: Any) -> Source:
-        return make_source(self.address, sql, **overrides)
-
-
-class World:
-    def __init__(self, directory: Path) -> None:
-        self.engine = Engine(make_spec(directory, quota=Quota(concurrency=2)), pytest.fail)
-        self.peers: list[Peer] = []
-
-    def peer(self, *steps: Any, **options: Any) -> Peer:
-        self.peers.append(Peer(*steps, **options))
-        return self.peers[-1]
-
-    def rows(self, *pieces: Any, sql: str = ALL, **overrides: Any) -> list[Any]:
-        limits = {k: overrides.pop(k) for k in ("max_rows", "max_bytes") if k in overrides}
-        ticket = make_ticket(sql, inputs=(make_input(*pieces, **limits),), **overrides)
-        return self.table(ticket).to_pylist()
-
-    def table(self, ticket: Ticket) -> pa.Table:
-        query = self.engine.run(ticket)
-        return pa.Table.from_batches(list(query), query.schema)
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    built = World(tmp_path)
+@pytest.fixture(params=[True, False], ids=["frames", "Flight"])
+def world(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    built = PeerWorld(tmp_path, frames=request.param)
     yield built
-    for peer in built.peers:
-        peer.go_on.set()
-    assert built.engine.threads.free_count == 2
-    assert built.engine.part_threads.free_count == 2
-    assert built.engine.watchdog._watched == set()
-    assert built.engine.peers.memory.used_bytes == 0
-    built.engine.close()
-    for peer in built.peers:
-        peer.shutdown()
+    built.close()
 
 
 # What arrives.
@@ -334,7 +230,7 @@ def test_the_deadline_ends_the_fetch_and_cancels_what_was_asked(world: World) ->
         world.rows(peer.source(), timeout_ms=200)
     assert time.monotonic() - started < 0.5
     assert peer.is_cancelled.wait(2)
-    assert peer.cancelled[0].signature
+    assert world.frames or peer.cancelled[0].signature
 
 
 def test_a_stopped_query_cancels_its_parts_at_once(world: World) -> None:

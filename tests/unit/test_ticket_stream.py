@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from accel_dask.errors import ExecutorUnavailable, InvariantViolated, RowLimit, StaleEpoch
 from accel_dask.model.ids import TenantId, WorkerId
 from accel_dask.model.routing import ExecutorRoute
+from accel_dask.ticket_calls import Connections, TicketCall
 from accel_dask.ticket_stream import (
     Frame,
     FrameKind,
@@ -37,7 +38,6 @@ from accel_dask.ticket_stream import (
 from accel_dask.worker_plugin.executor import conversation, ticket_server
 from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
 from accel_dask.worker_plugin.executor.ticket_server import TicketServer
-from flightsql_gateway.ticket_client import Connections, TicketCall
 
 DEADLINE = 10.0
 ROWS = pa.record_batch(
@@ -84,7 +84,7 @@ class Site:
     engine: EngineThreads = field(default_factory=lambda: EngineThreads("t", "queries", 2, None))
 
     def __post_init__(self) -> None:
-        self.server = TicketServer("127.0.0.1", self._answer, self.engine)
+        self.server = TicketServer("127.0.0.1", self._answer, {FrameKind.TICKET: self.engine})
         self.pool = Connections()
         self.route = ExecutorRoute(
             worker=WorkerId("w"),
@@ -370,7 +370,7 @@ def test_a_gateway_that_reads_nothing_holds_its_thread_no_longer_than_the_query_
             ended.set()
 
     threads = EngineThreads("t", "queries", 2, None)
-    server = TicketServer("127.0.0.1", answer, threads)
+    server = TicketServer("127.0.0.1", answer, {FrameKind.TICKET: threads})
     with socket.create_connection(("127.0.0.1", server.port), DEADLINE) as idle:
         send(idle, frame(FrameKind.TICKET, b"x"))
         assert ended.wait(DEADLINE)

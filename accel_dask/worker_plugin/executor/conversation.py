@@ -1,10 +1,10 @@
-"""One gateway's connection: a ticket, its answer, the next ticket.
+"""The connection of a gateway or of another executor: a ticket, its answer, the next ticket.
 
 A ticket that finds a thread of the engine free is answered on that thread, from its first byte to
 its last, and the thread stays for the next one until somebody else needs it: two threads that tell
 each other of every step cost as much as a small query. The connection's own thread, which is small,
 waits meanwhile. It does what may take long and needs no engine: waiting for a thread, and sending
-what the gateway does not take at once.
+what whoever asked does not take at once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 _SPARE_SECONDS: Final = 1.0
 
 
-class GatewayGone(Exception):
-    """The gateway takes nothing of its answer any more."""
+class AskerGone(Exception):
+    """Whoever asked takes nothing of the answer any more."""
 
 
 class Answering(Protocol):
@@ -93,11 +93,15 @@ class _Reply:
     """The answer, until all is sent."""
 
 
+Threads = Mapping[FrameKind, EngineThreads]
+"""Of the engine, by what is answered on them."""
+
+
 class Conversation:
     """Used by one thread at a time."""
 
     def __init__(
-        self, connection: socket.socket, answer: Answer, threads: EngineThreads, door: Door
+        self, connection: socket.socket, answer: Answer, threads: Threads, door: Door
     ) -> None:
         self._connection = connection
         self._answer = answer
@@ -112,45 +116,47 @@ class Conversation:
 
         Raises:
             ExecutorUnavailable, OSError: the connection ended.
-            GatewayGone: it is of no use any more.
+            AskerGone: it is of no use any more.
             InvariantViolated: what came is no ticket.
         """
         while True:
             frame, self._unread = self._unread or self._reader.read(), None
-            if frame.kind is not FrameKind.TICKET:
+            threads = self._threads.get(frame.kind)
+            if threads is None:
                 raise InvariantViolated(f"{frame.kind.name} is not for executors")
             if not self._door.is_taken_up(self._connection):
-                raise GatewayGone("it was ended for another one")
-            ticket = bytes(frame.payload)
+                raise AskerGone("it was ended for another one")
+            kind, ticket = frame.kind, bytes(frame.payload)
             del frame
-            loan = self._threads.lend()
+            loan = threads.lend()
             if loan is None:
                 self._finish(self._begin(ticket))
             else:
-                loan.thread.call(partial(self._stay, loan, ticket))
+                loan.thread.call(partial(self._stay, kind, loan, ticket))
                 if self._unsent is not None:
                     unsent, self._unsent = self._unsent, None
                     self._finish(unsent)
 
     # On a thread of the engine
 
-    def _stay(self, loan: Loan, ticket: bytes) -> None:
-        """Answer `ticket` and those that follow, while answers go out at once and nobody else
-        needs the thread."""
+    def _stay(self, kind: FrameKind, loan: Loan, ticket: bytes) -> None:
+        """Answer `ticket` and those of its kind that follow, while answers go out at once and
+        nobody else needs the thread."""
+        threads = self._threads[kind]
         following: tuple[Loan, bytes] | None = (loan, ticket)
         while following is not None:
             loan, ticket = following
             try:
                 reply = self._begin(ticket)
             finally:
-                self._threads.unlend(loan)  # no query came of it
+                threads.unlend(loan)  # no query came of it
             if not self._is_sent_now(reply):
                 self._unsent = reply
                 return
             reply.held.close()
             del reply
             self._door.keep(self._connection)
-            following = self._following(loan.thread)
+            following = self._following(kind, loan.thread)
 
     def _is_sent_now(self, reply: _Reply) -> bool:
         try:
@@ -159,19 +165,20 @@ class Conversation:
             return False  # whoever sends the rest of it will see
         return reply.rest is None and not reply.pending
 
-    def _following(self, thread: EngineThread) -> tuple[Loan, bytes] | None:
-        """The next ticket; None: the connection's own thread goes on."""
-        loan = self._threads.linger(thread, self._connection)
+    def _following(self, kind: FrameKind, thread: EngineThread) -> tuple[Loan, bytes] | None:
+        """The next ticket of this kind; None: the connection's own thread goes on."""
+        threads = self._threads[kind]
+        loan = threads.linger(thread, self._connection)
         if loan is None:
             return None
         try:
             frame = self._reader.poll()
         except AccelError:
             frame = None  # it comes up again where the connection is closed for it
-        if frame is not None and frame.kind is not FrameKind.TICKET:
+        if frame is not None and frame.kind is not kind:
             self._unread, frame = frame, None
         if frame is None or not self._door.is_taken_up(self._connection):
-            self._threads.unlend(loan)
+            threads.unlend(loan)
             return None
         return loan, bytes(frame.payload)
 
@@ -199,7 +206,7 @@ class Conversation:
         return _Reply(error_frame(told), None, None, ExitStack())
 
     def _finish(self, reply: _Reply) -> None:
-        """Send all that is left of `reply`, however long the gateway takes."""
+        """Send all that is left of `reply`, however long whoever asked takes."""
         answering = reply.answering
         deadline = answering.deadline if answering is not None else time.monotonic()
         with reply.held:
@@ -209,25 +216,24 @@ class Conversation:
                     for batch in reply.rest:
                         self._send(batch_frame(batch), deadline)
                     self._send(end_frame(answering.measured_text()), deadline)
-            except GatewayGone:
+            except AskerGone:
                 raise
             except Exception as error:  # noqa: BLE001 - told and logged
                 self._send(error_frame(_told(error)), deadline)
         self._door.keep(self._connection)
 
     def _send(self, buffers: Sequence[Payload], deadline: float) -> None:
-        """A gateway that takes nothing any more does not keep the thread beyond the query's
-        time."""
+        """Who takes nothing any more does not keep the thread beyond the query's time."""
         try:
             left = max(deadline - time.monotonic(), 0.0)
             set_send_seconds(self._connection, left + _SPARE_SECONDS)
             send(self._connection, buffers)
         except OSError as error:
-            raise GatewayGone(error.strerror or "the gateway takes nothing") from error
+            raise AskerGone(error.strerror or "nothing is taken") from error
 
 
 def _told(error: Exception) -> AccelError:
-    """The error for the gateway, with nothing of the inside in it; logged."""
+    """The error for whoever asked, with nothing of the inside in it; logged."""
     if isinstance(error, AccelError):
         log.info("%s: %s (%.500r)", error.code, error, error.__cause__)
         return error

@@ -2,20 +2,23 @@
 
 All or nothing: an input is complete or the query fails. Nothing of a part whose stream broke is
 used; it is asked for again, of another executor that can give the same part, as a whole.
+
+The query's own thread sends the tickets and waits for all answers together. What would block it
+(connecting, pings, calls by Flight) is done on others, and what comes of it is told by mail.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import Final
 
 import pyarrow as pa
@@ -34,8 +37,18 @@ from accel_dask.errors import (
 )
 from accel_dask.model.measured import MeasuredPart
 from accel_dask.model.tenant import MIB, Quota
-from accel_dask.model.ticket import Input, Piece, Ticket
-from accel_dask.worker_plugin.executor.peers import PeerCall, PeerClients
+from accel_dask.model.ticket import Input, Piece, Source, Ticket
+from accel_dask.worker_plugin.executor.flight_call import FlightCall
+from accel_dask.worker_plugin.executor.frame_call import FrameCall
+from accel_dask.worker_plugin.executor.gathered import (
+    InputMemory,
+    Inputs,
+    InputStats,
+    input_memory_bytes,
+)
+from accel_dask.worker_plugin.executor.mailbox import Mailbox
+from accel_dask.worker_plugin.executor.part_call import PartCall
+from accel_dask.worker_plugin.executor.peers import PeerClients
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +57,11 @@ SILENT_SECONDS: Final = 0.25
 LOST_SECONDS: Final = 2.0
 """A peer that nobody can take the place of is given up after so long without a sign."""
 _TICK_SECONDS: Final = 0.1
+_TICK_MS: Final = 100
 _THREADS_PER_QUERY: Final = 16
 _SPARE_THREADS: Final = 16
+_FRAME_SPARE_BYTES: Final = MIB
+"""How much longer a frame may be than what is in it."""
 
 _ELSEWHERE: Final = (
     ExecutorUnavailable,
@@ -55,73 +71,6 @@ _ELSEWHERE: Final = (
     ColdReadFailed,
 )
 """What another executor with the same data may do better."""
-
-
-def input_memory_bytes(quota: Quota) -> int:
-    """Arrow bytes that the inputs of all queries of one executor may have at once. The engine's
-    own limit does not count them."""
-    return quota.executor_memory_bytes // 2
-
-
-class InputMemory:
-    """What the inputs of all queries of an executor share. Safe to use from several threads."""
-
-    def __init__(self, tenant: str, max_bytes: int) -> None:
-        self._tenant = tenant
-        self._max_bytes = max_bytes
-        self._lock = threading.Lock()
-        self.used_bytes = 0
-
-    def reserve(self, size: int) -> None:
-        """
-        Raises:
-            MemoryLimit: there is not as much left.
-        """
-        with self._lock:
-            if self.used_bytes + size > self._max_bytes:
-                raise MemoryLimit(
-                    f"the queries of tenant {self._tenant} gather more than the "
-                    f"{self._max_bytes // MIB} MiB that its executor has for that; filter or "
-                    "aggregate more, or ask for a larger executor_memory_bytes"
-                )
-            self.used_bytes += size
-
-    def give_back(self, size: int) -> None:
-        with self._lock:
-            self.used_bytes -= size
-
-
-@dataclass(frozen=True, slots=True)
-class InputStats:
-    """What was fetched for one query."""
-
-    rows: int
-    bytes: int
-    peers: int
-    parts: tuple[MeasuredPart, ...] = ()
-
-
-class Inputs:
-    """The inputs of one query, complete."""
-
-    def __init__(
-        self, tables: dict[str, pa.Table], stats: InputStats, release: Callable[[], None]
-    ) -> None:
-        self.stats: Final = stats
-        self._tables = tables
-        self._release: Callable[[], None] | None = release
-
-    def take(self) -> dict[str, pa.Table]:
-        """The tables by their names; nothing of them is kept here."""
-        tables, self._tables = self._tables, {}
-        return tables
-
-    def release(self) -> None:
-        """The memory is free. Safe to call twice."""
-        release, self._release = self._release, None
-        self._tables = {}
-        if release is not None:
-            release()
 
 
 class Peers:
@@ -163,18 +112,18 @@ class _Share:
         )
         self.batches: list[pa.RecordBatch] = []
         self.schema: pa.Schema | None = None
-        self.call: PeerCall | None = None
+        self.call: PartCall | None = None
         """None: not asked yet, or complete."""
         self.failure: AccelError | None = None
         self.asked_at = time.monotonic()
         self.asked = 0
         """Executors so far."""
 
-    def measured(self, call: PeerCall) -> MeasuredPart:
+    def measured(self, call: PartCall) -> MeasuredPart:
         """Of the call that gave all of it."""
         told = call.measured()
         return MeasuredPart(
-            address=call.address,
+            address=call.source.address,
             rows=sum(batch.num_rows for batch in self.batches),
             bytes=sum(batch.nbytes for batch in self.batches),
             ms=round((time.monotonic() - self.asked_at) * 1000, 3),
@@ -185,10 +134,27 @@ class _Share:
 
 
 @dataclass(frozen=True, slots=True)
+class _Sent:
+    """The ticket is on its way; or it is not."""
+
+    share: _Share
+    call: FrameCall
+    failure: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Ended:
     share: _Share
-    call: PeerCall
+    call: FlightCall
     failure: BaseException | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """The peer leaves pings unanswered."""
+
+    share: _Share
+    call: PartCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +170,9 @@ class Fetch:
         self._peers: Final = peers
         self._ticket: Final = ticket
         self._deadline: Final = deadline
-        self._events: SimpleQueue[_Ended | _Stop] = SimpleQueue()
+        self._mail: Mailbox[_Sent | _Ended | _Silent | _Stop] = Mailbox()
         self._lock = threading.Lock()
-        """Guards what calls add, from their own threads."""
+        """Guards what calls by Flight add, from their own threads."""
         self._is_over = False
         self._rows: dict[str, int] = dict.fromkeys((one.name for one in ticket.inputs), 0)
         self._bytes: dict[str, int] = dict(self._rows)
@@ -215,12 +181,17 @@ class Fetch:
             for one in ticket.inputs
             for piece in _asked(one, ticket)
         ]
-        self._pinged: set[PeerCall] = set()
+        self._streams: dict[int, tuple[_Share, FrameCall]] = {}
+        """Calls that frames are read of, by their sockets."""
+        self._poll: select.poll | None = None
+        """Of `_streams` as they are; None: to be made."""
+        self._looked_at = time.monotonic()
+        self._pinged: set[PartCall] = set()
         self._measured: list[MeasuredPart] = []
 
     def stop(self) -> None:
         """End it from another thread: `run` raises `QueryCancelled`. Does not block."""
-        self._events.put(_Stop())
+        self._mail.put(_Stop())
 
     def run(self) -> Inputs:
         """All of all inputs.
@@ -238,6 +209,8 @@ class Fetch:
         except BaseException:
             self._abandon()
             raise
+        finally:
+            self._mail.close()
 
     def _ask_next(self, share: _Share) -> None:
         """Ask the next executor that can give the piece.
@@ -245,38 +218,113 @@ class Fetch:
         Raises:
             AccelError: there is none; what the last one said.
         """
-        peers, tenant = self._peers, self._ticket.tenant
         while share.sources:
             source = share.sources.popleft()
+            share.asked += 1
             try:
-                call = PeerCall(peers.clients, source, tenant, peers.key, self._deadline)
-                share.call = call
-                share.asked += 1
-                peers.submit(partial(self._call, share, call))
+                if source.ticket_port:
+                    self._ask_by_frames(share, source)
+                else:
+                    self._ask_by_flight(share, source)
             except ExecutorUnavailable as error:
+                share.call = None
                 share.failure = error
             else:
                 return
         assert share.failure is not None
         raise share.failure
 
-    def _handle_next(self) -> None:
-        try:
-            event = self._events.get(timeout=_TICK_SECONDS)
-        except Empty:
-            self._look_for_silence()
-            return
-        if isinstance(event, _Stop):
-            raise QueryCancelled("stopped")
-        if event.share.call is not event.call:
-            return  # it was given up before
-        event.share.call = None
-        if event.failure is not None:
-            self._try_elsewhere(event.share, event.failure)
+    def _ask_by_frames(self, share: _Share, source: Source) -> None:
+        peers = self._peers
+        call = FrameCall(peers.clients, source, self._ticket.tenant, peers.key)
+        share.call = call
+        if call.ask_now():
+            self._listen(share, call)
         else:
-            self._measured.append(event.share.measured(event.call))
+            peers.submit(partial(self._send, share, call))
+
+    def _ask_by_flight(self, share: _Share, source: Source) -> None:
+        peers = self._peers
+        call = FlightCall(peers.clients, source, self._ticket.tenant, peers.key, self._deadline)
+        share.call = call
+        peers.submit(partial(self._call, share, call))
+
+    def _listen(self, share: _Share, call: FrameCall) -> None:
+        call.admit_by(partial(self._admit, share))
+        self._streams[call.fileno()] = (share, call)
+        self._poll = None
+
+    def _let_go(self, call: PartCall) -> None:
+        """Nothing more is wanted of it."""
+        if isinstance(call, FrameCall):
+            self._streams = {
+                number: stream for number, stream in self._streams.items() if stream[1] is not call
+            }
+            self._poll = None
+            call.close()
+        elif isinstance(call, FlightCall) and not call.cancel():
+            with contextlib.suppress(ExecutorUnavailable):  # then its deadline ends it
+                self._peers.submit(call.send_cancellation)
+
+    def _handle_next(self) -> None:
+        """Wait for what happens next, a tick at most."""
+        if self._poll is None:
+            self._poll = select.poll()
+            for descriptor in (self._mail.fileno(), *self._streams):
+                self._poll.register(descriptor, select.POLLIN)
+        is_more_here = any(call.has_more for _, call in self._streams.values())
+        found = {number for number, _ in self._poll.poll(0 if is_more_here else _TICK_MS)}
+        if self._mail.fileno() in found:
+            while (message := self._mail.take()) is not None:
+                self._handle(message)
+        for number, (share, call) in tuple(self._streams.items()):
+            if (number in found or call.has_more) and share.call is call:
+                call.last_sign = time.monotonic()
+                self._advance(share, call)
+        if time.monotonic() - self._looked_at > _TICK_SECONDS:
+            self._look_for_silence()
+
+    def _handle(self, message: _Sent | _Ended | _Silent | _Stop) -> None:
+        if isinstance(message, _Stop):
+            raise QueryCancelled("stopped")
+        share, call = message.share, message.call
+        if share.call is not call:
+            return  # it was given up before
+        if isinstance(message, _Silent):
+            self._let_go(call)
+            self._try_elsewhere(share, call.unavailable())
+        elif message.failure is not None:
+            self._try_elsewhere(share, message.failure)
+        elif isinstance(message, _Sent):
+            self._listen(share, message.call)
+        else:
+            self._complete_share(share, call)
+
+    def _advance(self, share: _Share, call: FrameCall) -> None:
+        try:
+            is_whole = call.advance(
+                lambda schema: self._take_schema(share, call, schema),
+                lambda batch: self._take_batch(share, call, batch),
+            )
+        except Exception as error:  # noqa: BLE001 - raised again if nobody else can give it
+            is_unheard = call.is_unheard
+            self._let_go(call)
+            if is_unheard and isinstance(error, ExecutorUnavailable):
+                # It may take no parts in this way, or have no room for one more connection.
+                share.sources.appendleft(replace(call.source, ticket_port=0))
+                share.asked -= 1
+            self._try_elsewhere(share, error)
+        else:
+            if is_whole:
+                self._let_go(call)
+                self._complete_share(share, call)
+
+    def _complete_share(self, share: _Share, call: PartCall) -> None:
+        share.call = None
+        self._measured.append(share.measured(call))
 
     def _try_elsewhere(self, share: _Share, failure: BaseException) -> None:
+        share.call = None
         self._discard(share)
         if not isinstance(failure, _ELSEWHERE):
             raise failure
@@ -284,7 +332,7 @@ class Fetch:
         self._ask_next(share)
 
     def _look_for_silence(self) -> None:
-        now = time.monotonic()
+        now = self._looked_at = time.monotonic()
         for share in self._shares:
             call = share.call
             silent = call is not None and now - call.last_sign > SILENT_SECONDS
@@ -311,12 +359,7 @@ class Fetch:
             call, share.call = share.call, None
             share.batches = []
             if call is not None:
-                self._give_up(call)
-
-    def _give_up(self, call: PeerCall) -> None:
-        if not call.cancel():
-            with contextlib.suppress(ExecutorUnavailable):  # then its deadline ends it
-                self._peers.submit(call.send_cancellation)
+                self._let_go(call)
 
     def _discard(self, share: _Share) -> None:
         """Nothing of what came of the piece so far counts."""
@@ -327,9 +370,17 @@ class Fetch:
             self._bytes[share.of.name] -= size
             self._peers.memory.give_back(size)
 
-    # On threads of the calls.
+    # On threads of the peers'.
 
-    def _call(self, share: _Share, call: PeerCall) -> None:
+    def _send(self, share: _Share, call: FrameCall) -> None:
+        failure: BaseException | None = None
+        try:
+            call.ask()
+        except BaseException as error:  # noqa: BLE001 - raised again by `run`
+            failure = error
+        self._mail.put(_Sent(share, call, failure))
+
+    def _call(self, share: _Share, call: FlightCall) -> None:
         failure: BaseException | None = None
         try:
             call.read(
@@ -338,19 +389,27 @@ class Fetch:
             )
         except BaseException as error:  # noqa: BLE001 - raised again by `run`
             failure = error
-        self._events.put(_Ended(share, call, failure))
+        self._mail.put(_Ended(share, call, failure))
 
-    def _ping(self, share: _Share, call: PeerCall) -> None:
+    def _ping(self, share: _Share, call: PartCall) -> None:
         is_there = call.is_answering()
         self._pinged.discard(call)
         if is_there or share.call is not call:
             return
         if not share.sources and time.monotonic() - call.last_sign < LOST_SECONDS:
             return  # asked again at the next tick
-        self._events.put(_Ended(share, call, call.unavailable()))
-        self._give_up(call)
+        self._mail.put(_Silent(share, call))
 
-    def _take_schema(self, share: _Share, call: PeerCall, schema: pa.Schema) -> bool:
+    # There, or where frames are read.
+
+    def _admit(self, share: _Share, size: int) -> None:
+        """Before there is room made for a frame of `size` bytes."""
+        with self._lock:
+            content = size - _FRAME_SPARE_BYTES
+            self._check_limits(share.of, 0, sum(self._bytes.values()) + content)
+            self._peers.memory.check(content)
+
+    def _take_schema(self, share: _Share, call: PartCall, schema: pa.Schema) -> bool:
         """Whether rows are wanted."""
         with self._lock:
             self._check_wanted(share, call)
@@ -365,7 +424,7 @@ class Fetch:
             )
         return not self._ticket.describe_only
 
-    def _take_batch(self, share: _Share, call: PeerCall, batch: pa.RecordBatch) -> None:
+    def _take_batch(self, share: _Share, call: PartCall, batch: pa.RecordBatch) -> None:
         one, rows, size = share.of, batch.num_rows, batch.nbytes
         with self._lock:
             self._check_wanted(share, call)
@@ -377,7 +436,7 @@ class Fetch:
             self._bytes[one.name] += size
             share.batches.append(batch)
 
-    def _check_wanted(self, share: _Share, call: PeerCall) -> None:
+    def _check_wanted(self, share: _Share, call: PartCall) -> None:
         if self._is_over or share.call is not call:
             raise QueryCancelled("nobody waits for it any more")
 

@@ -15,10 +15,11 @@ from typing import NoReturn
 from accel_dask.codec import decode
 from accel_dask.errors import AccelError, ExecutorUnavailable, InvariantViolated
 from accel_dask.model.tenant import MIB
+from accel_dask.ticket_stream import FrameKind
 from accel_dask.worker_plugin.executor.cold_engine import ColdEngine
 from accel_dask.worker_plugin.executor.control import LineBuffer, Message, to_line
 from accel_dask.worker_plugin.executor.engine import Engine
-from accel_dask.worker_plugin.executor.inputs import input_memory_bytes
+from accel_dask.worker_plugin.executor.gathered import input_memory_bytes
 from accel_dask.worker_plugin.executor.limits import (
     ENGINE_STACK_BYTES,
     FLIGHT_STACK_BYTES,
@@ -90,7 +91,11 @@ class ExecutorProcess:
         set_stack_size(FLIGHT_STACK_BYTES)
         desk = self._desk = TicketDesk(self._engine, self._standing)
         self._service = ExecutorService(desk, spec.host)
-        tickets = TicketServer(spec.host, partial(answering, desk), self._engine.threads)
+        tickets = TicketServer(
+            spec.host,
+            partial(answering, desk),
+            {FrameKind.TICKET: self._engine.threads, FrameKind.PART: self._engine.part_threads},
+        )
         limits = apply_limits(
             spec.quota.executor_memory_bytes + input_memory_bytes(spec.quota),
             spec.address_space_slack_bytes,

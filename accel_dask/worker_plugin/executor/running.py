@@ -34,7 +34,8 @@ from accel_dask.worker_plugin.executor.counting import count_costs, counted_cost
 from accel_dask.worker_plugin.executor.cpu_time import CpuAccount, CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
 from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads
-from accel_dask.worker_plugin.executor.inputs import Fetch, Inputs, InputStats, Peers
+from accel_dask.worker_plugin.executor.gathered import Inputs, InputStats
+from accel_dask.worker_plugin.executor.inputs import Fetch, Peers
 from accel_dask.worker_plugin.executor.parameters import bind_values
 from accel_dask.worker_plugin.executor.part_types import typed_columns, types_to_cast, with_types
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec

@@ -1,4 +1,4 @@
-"""Where an executor takes the tickets of gateways; `ticket_stream` says how."""
+"""Where an executor takes tickets, of gateways and of other executors; `ticket_stream` says how."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from typing import Final
 
 from accel_dask.errors import ExecutorUnavailable, InvariantViolated
 from accel_dask.ticket_stream import end, prepare
-from accel_dask.worker_plugin.executor.conversation import Answer, Conversation, GatewayGone
-from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
+from accel_dask.worker_plugin.executor.conversation import (
+    Answer,
+    AskerGone,
+    Conversation,
+    Threads,
+)
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 192
-"""Each has a thread. Gateways keep one for each query that they have here at once."""
+"""Each has a thread. Gateways keep one for each query that they have here at once, and other
+executors one for each part."""
 _SPARE_SECONDS: Final = 1.0
 _BACKLOG: Final = 128
 
@@ -24,7 +29,7 @@ _BACKLOG: Final = 128
 class TicketServer:
     """Listens from its construction on. A thread for each connection, and one that accepts."""
 
-    def __init__(self, host: str, answer: Answer, threads: EngineThreads) -> None:
+    def __init__(self, host: str, answer: Answer, threads: Threads) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._answer = answer
         self._threads = threads
@@ -79,7 +84,7 @@ class TicketServer:
         return True
 
     def _end_one_idle(self) -> bool:
-        """End the connection that has waited longest: what gateways keep for later, or strangers
+        """End the connection that has waited longest: what others keep for later, or strangers
         hold, is in nobody's way. False: all are in use. The lock is held."""
         longest = next(iter(self._idle), None)
         if longest is None:
@@ -112,7 +117,7 @@ class TicketServer:
                 Conversation(connection, self._answer, self._threads, self).run()
         except ExecutorUnavailable as error:
             log.debug("a connection ended: %s", error)
-        except (GatewayGone, OSError, InvariantViolated) as error:
+        except (AskerGone, OSError, InvariantViolated) as error:
             log.info("a connection is closed: %s", error)
         finally:
             self._ended(connection)

@@ -1,4 +1,5 @@
-"""Tickets on their way to executors; `ticket_stream` says how. Connections are kept for reuse."""
+"""Tickets on their way to executors, from gateways and from other executors; `ticket_stream` says
+how. Connections are kept for reuse."""
 
 from __future__ import annotations
 
@@ -6,20 +7,22 @@ import contextlib
 import logging
 import socket
 import threading
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 from accel_dask.errors import ExecutorUnavailable, InvariantViolated
-from accel_dask.model.routing import ExecutorRoute
 from accel_dask.ticket_stream import (
     Frame,
     FrameKind,
     FrameReader,
+    Payload,
     end,
     frame,
-    has_ended,
+    is_quiet,
     prepare,
     send,
+    send_now,
     set_send_seconds,
 )
 
@@ -35,9 +38,21 @@ _MAX_EXECUTORS: Final = 512
 _Key = tuple[str, int]
 
 
+class Addressee(Protocol):
+    """An executor that takes tickets."""
+
+    @property
+    def address(self) -> str:
+        """Of its Flight server, on the same host."""
+        ...
+
+    @property
+    def ticket_port(self) -> int: ...
+
+
 class TicketCall:
-    """One ticket and its answer, on a connection that is its own until it is closed. Read by one
-    thread; `cancel` may be called by any, at any time."""
+    """One ticket and its answer, on a connection that is its own until it is closed. Used by one
+    thread at a time; `cancel` may be called by any, at any time."""
 
     def __init__(self, pool: Connections, key: _Key, sock: socket.socket) -> None:
         self._pool = pool
@@ -47,9 +62,49 @@ class TicketCall:
         self._lock = threading.Lock()
         self._is_closed = False
         self._is_whole = False
+        self._unsent: Sequence[Payload] = ()
 
     def fileno(self) -> int:
         return self._socket.fileno()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the answer has come."""
+        return self._reader.count > 0
+
+    def admit_by(self, admit: Callable[[int], None]) -> None:
+        """Have `admit` called with the bytes of each large frame before there is room made for
+        it; what it raises is raised by `poll` and `read`."""
+        self._reader.admit = admit
+
+    def send(self, ticket: bytes) -> None:
+        """Have the executor begin its work on `ticket`.
+
+        Raises:
+            ExecutorUnavailable: it takes nothing; the call is closed.
+        """
+        self._unsent = frame(FrameKind.TICKET, ticket)
+        self.send_rest()
+
+    def send_now(self, kind: FrameKind, ticket: bytes) -> bool:
+        """As `send`, without waiting; False: `send_rest` has to follow."""
+        try:
+            self._unsent = send_now(self._socket, frame(kind, ticket))
+        except OSError as error:
+            raise self._unsendable(error) from error
+        return not self._unsent
+
+    def send_rest(self) -> None:
+        """Raises as `send`."""
+        try:
+            send(self._socket, self._unsent)
+        except OSError as error:
+            raise self._unsendable(error) from error
+        self._unsent = ()
+
+    def _unsendable(self, error: OSError) -> ExecutorUnavailable:
+        self.close()
+        return ExecutorUnavailable(f"no ticket can be sent: {error.strerror}")
 
     def poll(self) -> Frame | None:
         """The next frame if it is here.
@@ -102,19 +157,40 @@ class Connections:
         self._idle: dict[_Key, list[socket.socket]] = {}
         self._is_closed = False
 
-    def send(self, route: ExecutorRoute, ticket: bytes) -> TicketCall:
-        """Have the executor of `route` begin its work on `ticket`.
+    def send(self, to: Addressee, ticket: bytes) -> TicketCall:
+        """Have `to` begin its work on `ticket`.
 
         Raises:
             ExecutorUnavailable: it is not there, or takes nothing.
         """
-        key = _key_of(route)
-        sock = self._connection(key)
-        try:
-            send(sock, frame(FrameKind.TICKET, ticket))
-        except OSError as error:
+        call = self.idle(to) or self.connect(to)
+        call.send(ticket)
+        return call
+
+    def idle(self, to: Addressee) -> TicketCall | None:
+        """A call on a connection that is there already; None: there is none."""
+        key = _key_of(to)
+        while (sock := self._taken(key)) is not None:
+            # What has something to tell before it was asked has ended, or is out of step.
+            if is_quiet(sock):
+                return TicketCall(self, key, sock)
             sock.close()
-            raise ExecutorUnavailable(f"no ticket can be sent: {error.strerror}") from error
+        return None
+
+    def connect(self, to: Addressee) -> TicketCall:
+        """A call on a new connection. Blocks up to `CONNECT_SECONDS`.
+
+        Raises:
+            ExecutorUnavailable: `to` is not there.
+        """
+        key = _key_of(to)
+        try:
+            sock = socket.create_connection(key, timeout=CONNECT_SECONDS)
+        except OSError as error:
+            raise ExecutorUnavailable(f"no connection: {error}") from error
+        sock.settimeout(None)
+        prepare(sock)
+        set_send_seconds(sock, _SEND_SECONDS)
         return TicketCall(self, key, sock)
 
     def give_back(self, key: _Key, sock: socket.socket) -> None:
@@ -125,10 +201,10 @@ class Connections:
                 return
         sock.close()
 
-    def forget(self, route: ExecutorRoute) -> None:
+    def forget(self, to: Addressee) -> None:
         """Close what is idle to an executor that does not answer."""
         with self._lock:
-            idle = self._idle.pop(_key_of(route), [])
+            idle = self._idle.pop(_key_of(to), [])
         for sock in idle:
             sock.close()
 
@@ -139,20 +215,6 @@ class Connections:
         for socks in idle.values():
             for sock in socks:
                 sock.close()
-
-    def _connection(self, key: _Key) -> socket.socket:
-        while (sock := self._taken(key)) is not None:
-            if not has_ended(sock):
-                return sock
-            sock.close()
-        try:
-            sock = socket.create_connection(key, timeout=CONNECT_SECONDS)
-        except OSError as error:
-            raise ExecutorUnavailable(f"no connection: {error}") from error
-        sock.settimeout(None)
-        prepare(sock)
-        set_send_seconds(sock, _SEND_SECONDS)
-        return sock
 
     def _taken(self, key: _Key) -> socket.socket | None:
         with self._lock:
@@ -166,5 +228,5 @@ class Connections:
         return None
 
 
-def _key_of(route: ExecutorRoute) -> _Key:
-    return urlsplit(route.address).hostname or "", route.ticket_port
+def _key_of(to: Addressee) -> _Key:
+    return urlsplit(to.address).hostname or "", to.ticket_port
