@@ -12,7 +12,7 @@ from sqlglot import exp
 from accel_dask.errors import UnsupportedQuery
 from accel_dask.model.date_trunc import short_truncations
 from accel_dask.query_planner.names import derived_name
-from accel_dask.query_planner.parse import unnamed_projections
+from accel_dask.query_planner.parse import declared_names, unnamed_projections
 from accel_dask.query_planner.physical import SplicedText, quoted
 from accel_dask.query_planner.plan import Edit, ParsedQuery, PlanContext, QueryDraft
 
@@ -75,23 +75,10 @@ def _times(draft: QueryDraft) -> frozenset[str]:
     for scan in draft.scans:
         for column in scan.route.columns:
             types.setdefault(column.name.lower(), set()).add(column.type)
-    declared = set(_declared(draft.parsed.tree))
+    declared = declared_names(draft.parsed.tree)
     return frozenset(
         name for name, kinds in types.items() if kinds <= _TIMES and name not in declared
     )
-
-
-def _declared(tree: exp.Expr) -> Iterator[str]:
-    """Names that the statement itself gives to columns, in lower case."""
-    for node in tree.walk():
-        if isinstance(node, exp.Alias):
-            yield node.alias.lower()
-        elif isinstance(node, exp.TableAlias):
-            yield from (column.name.lower() for column in node.args.get("columns") or ())
-        elif isinstance(node, exp.Star):
-            for part in node.args.values():
-                for one in part if isinstance(part, list) else ():
-                    yield from (name.name.lower() for name in one.find_all(exp.Identifier))
 
 
 def _names(parsed: ParsedQuery, edits: list[Edit]) -> Iterator[Edit]:

@@ -324,6 +324,23 @@ class _Reader:
                 self.edits.append((last + 1, last, f" AS {_quoted(text)}"))
 
 
+def declared_names(tree: exp.Expr) -> frozenset[str]:
+    """Names that the statement itself gives to columns, in lower case."""
+    return frozenset(_declared(tree))
+
+
+def _declared(tree: exp.Expr) -> Iterator[str]:
+    for node in tree.walk():
+        if isinstance(node, exp.Alias):
+            yield node.alias.lower()
+        elif isinstance(node, exp.TableAlias):
+            yield from (column.name.lower() for column in node.args.get("columns") or ())
+        elif isinstance(node, exp.Star):
+            for part in node.args.values():
+                for one in part if isinstance(part, list) else ():
+                    yield from (name.name.lower() for name in one.find_all(exp.Identifier))
+
+
 def unnamed_projections(tree: exp.Expr) -> Iterator[exp.Expr]:
     """Elements of SELECT lists to which the engine gives a name."""
     for select in tree.find_all(exp.Select):

@@ -13,6 +13,7 @@ from accel_dask.model.routing import ExecutorRoute, build_routing
 from accel_dask.model.ticket import DATA_TABLE
 from accel_dask.query_planner.bound import bound
 from accel_dask.query_planner.engine_faults import avoid_engine_faults
+from accel_dask.query_planner.month_starts import cheapen_truncations
 from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.plan import (
     PlanContext,
@@ -30,7 +31,8 @@ from accel_dask.query_planner.split import split
 Pass = Callable[[QueryDraft, PlanContext], QueryDraft]
 
 PASSES: Final[tuple[Pass, ...]] = (
-    parse, resolve, prune, use_rollups, avoid_engine_faults, bound, route, split
+    parse, resolve, prune, use_rollups, avoid_engine_faults, bound, route, split,
+    cheapen_truncations,
 )  # fmt: skip
 
 
