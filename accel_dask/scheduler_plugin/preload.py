@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from accel_dask.niceness import let_queries_go_first
 from accel_dask.scheduler_plugin import dashboard
 from accel_dask.scheduler_plugin.plugin import AccelSchedulerPlugin
 
@@ -15,6 +16,7 @@ dashboard.register_pages()
 def dask_setup(scheduler: Any) -> None:
     """Called by Dask once the scheduler listens; it then starts the plugin."""
     _log_beside_dask()
+    let_queries_go_first()  # no query waits for the master
     dashboard.add_tab(scheduler)
     scheduler.add_plugin(AccelSchedulerPlugin())
 

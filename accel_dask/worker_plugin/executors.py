@@ -109,6 +109,11 @@ class ExecutorHost:
             log.warning("the zygote ended before it forked for %s; once more", executor.label)
         raise AssertionError("unreachable")
 
+    @property
+    def starting_thread(self) -> int | None:
+        """The kernel's number of the thread that starts processes: they have its nice value."""
+        return self._thread.native_id
+
     def running(self) -> tuple[RunningExecutor, ...]:
         """Those that are READY and have not ended."""
         with self._lock:

@@ -31,11 +31,12 @@ from accel_dask.errors import (
 from accel_dask.model.ids import ShardId, WorkerId
 from accel_dask.model.load_plan import LoadOrder, ShardManifest
 from accel_dask.model.member import Worker
+from accel_dask.niceness import let_queries_go_first
 from accel_dask.store.base import StateStore
 from accel_dask.store.connect import open_store
 from accel_dask.worker_plugin.agent import HostAgent
 from accel_dask.worker_plugin.enforcement.background import step_back
-from accel_dask.worker_plugin.enforcement.enforcer import make_enforcer
+from accel_dask.worker_plugin.enforcement.enforcer import Enforcement, make_enforcer
 from accel_dask.worker_plugin.executors import ExecutorHost
 from accel_dask.worker_plugin.load import run_loader
 from accel_dask.worker_plugin.shard_dir import ShardDir, default_shard_dir, is_memory_fs
@@ -73,9 +74,19 @@ class HostNanny(Protocol):
 class _Host:
     """The host agent of one nanny, with the store it speaks to."""
 
-    def __init__(self, store: StateStore, agent: HostAgent) -> None:
+    def __init__(
+        self, store: StateStore, agent: HostAgent, executors: ExecutorHost, *, steps_back: bool
+    ) -> None:
         self.store = store
         self.agent = agent
+        self._executors = executors
+        self._steps_back = steps_back
+
+    def start(self) -> None:
+        self.agent.start()
+        thread = self._executors.starting_thread
+        if self._steps_back and thread is not None:
+            let_queries_go_first(spared=(thread,))  # executors inherit its nice value
 
     def stop(self) -> None:
         try:
@@ -97,7 +108,7 @@ async def set_up_nanny(nanny: HostNanny) -> None:
     try:
         host = _build_host(nanny)
         try:
-            await asyncio.to_thread(host.agent.start)
+            await asyncio.to_thread(host.start)
         except BaseException:
             await asyncio.to_thread(host.stop)
             raise
@@ -157,7 +168,8 @@ def _build_host(nanny: HostNanny) -> _Host:
     )
     record = _worker_record(worker, settings.host, shard_dir, enforcer.describe())
     agent = HostAgent(store, settings.host, record, shard_dir, executors, enforcer)
-    return _Host(store, agent)
+    steps_back = settings.host.enforcement != Enforcement.NONE
+    return _Host(store, agent, executors, steps_back=steps_back)
 
 
 def _worker_record(

@@ -18,6 +18,7 @@ import pytest
 
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import MIB, Quota
+from accel_dask.niceness import has_autogroups
 from accel_dask.worker_plugin.enforcement import behind
 from accel_dask.worker_plugin.enforcement.background import step_back
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role
@@ -25,7 +26,6 @@ from accel_dask.worker_plugin.enforcement.enforcer import Enforcer, make_enforce
 from accel_dask.worker_plugin.enforcement.find import find_tree
 from accel_dask.worker_plugin.enforcement.kernel_files import parse_own_groups
 from accel_dask.worker_plugin.enforcement.lifetime import LIFE
-from accel_dask.worker_plugin.enforcement.niceness import has_autogroups
 
 pytestmark = pytest.mark.cluster
 

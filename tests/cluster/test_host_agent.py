@@ -40,6 +40,7 @@ from accel_dask.model.replica import Replica, ReplicaState
 from accel_dask.model.snapshot import Column, DataFile
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.model.ticket import EpochToken, Ticket, shard_relation, sign
+from accel_dask.niceness import BEHIND_QUERIES
 from accel_dask.store.base import StateStore
 from accel_dask.store.connect import open_store
 from accel_dask.store.etcd_server import EmbeddedEtcd
@@ -462,6 +463,19 @@ def test_a_killed_executor_answers_again_within_half_a_second(site: Site, acme: 
     took_ms = (time.monotonic() - begun) * 1000
     print(f"executor killed: answers again after {took_ms:.0f} ms")
     assert took_ms <= 500
+
+
+def test_the_host_agent_lets_queries_go_first(site: Site, acme: Staged) -> None:
+    """Also after the zygote was started again: its executors inherit none of it."""
+    assert site.nanny is not None
+    zygote = next(p for p in site.family() if any("executor.zygote" in a for a in p.cmdline()))
+    zygote.kill()
+    before = acme.ready_executor()
+    os.kill(before.pid, signal.SIGKILL)
+    wait_for("another executor", lambda: (e := acme.executor()) is not None and e.pid != before.pid)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert psutil.Process(site.nanny.pid).nice() == max(own, BEHIND_QUERIES)
+    assert psutil.Process(acme.ready_executor().pid).nice() == own
 
 
 def test_a_frozen_executor_is_replaced(site: Site, acme: Staged) -> None:

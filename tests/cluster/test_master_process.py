@@ -29,6 +29,7 @@ from accel_dask.config import StoreSettings
 from accel_dask.model.cluster import ClusterView
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import Tenant
+from accel_dask.niceness import BEHIND_QUERIES
 from accel_dask.store.etcd import EtcdStore
 from accel_dask.store.mirror import Mirror
 from accel_dask.store.records import put_record
@@ -143,6 +144,12 @@ def test_the_page_its_tab_its_plot_and_its_metrics_are_there(master: MasterProce
     assert master.get("individual-accel-queries")[0] == 200
     assert "accel_master_is_leader 1.0" in master.get("metrics")[1]
     assert master.get("health")[0] == 200, "Dask's own routes are still there"
+
+
+def test_the_master_lets_queries_go_first(master: MasterProcess) -> None:
+    assert master.process is not None
+    found = os.getpriority(os.PRIO_PROCESS, master.process.pid)
+    assert found == max(os.getpriority(os.PRIO_PROCESS, 0), BEHIND_QUERIES)
 
 
 def test_the_webhook_writes_a_request_and_refuses_nonsense(

@@ -10,6 +10,7 @@ from enforcement_trees import FakeProc, make_v1, make_v2
 
 from accel_dask.errors import ConfigError
 from accel_dask.model.tenant import MIB, Quota
+from accel_dask.niceness import LOWEST, nice_of
 from accel_dask.worker_plugin.enforcement import find
 from accel_dask.worker_plugin.enforcement.budgets import (
     MIN_EXECUTOR_BYTES,
@@ -28,7 +29,6 @@ from accel_dask.worker_plugin.enforcement.kernel_files import (
     private_bytes,
     waited_us,
 )
-from accel_dask.worker_plugin.enforcement.niceness import LOWEST, nice_of
 
 MOUNTS = """\
 25 1 0:23 / /proc rw - proc proc rw
@@ -194,6 +194,7 @@ def test_the_processes_of_a_version_2_group_of_our_own_move_into_a_leaf(tmp_path
     tree, why = find.find_tree("w-1", proc=proc.path)
     assert (proc.group / "accel-agent" / "cgroup.procs").read_text() == "4711"  # moved last
     assert (proc.group / "cgroup.subtree_control").read_text() == "+cpu +memory +pids"
+    assert (proc.group / "accel-agent" / "cpu.weight").read_text() == "33"  # queries go first
     assert tree is None, why  # what the kernel would answer is not there
 
 

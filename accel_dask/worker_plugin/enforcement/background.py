@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from accel_dask.worker_plugin.enforcement.niceness import has_autogroups, set_nice
+from accel_dask.niceness import has_autogroups, set_nice
 
 log = logging.getLogger(__name__)
 

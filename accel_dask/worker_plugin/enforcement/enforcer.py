@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
+from accel_dask import niceness
 from accel_dask.errors import ConfigError
 from accel_dask.model.ids import TenantId
 from accel_dask.model.tenant import Quota
-from accel_dask.worker_plugin.enforcement import niceness
 from accel_dask.worker_plugin.enforcement.behind import BehindQueries
 from accel_dask.worker_plugin.enforcement.cgroups import Tree
 from accel_dask.worker_plugin.enforcement.confinement import Confinement, Role

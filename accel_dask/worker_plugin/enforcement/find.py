@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 _AGENT_LEAF: Final = "accel-agent"
+_AGENT_WEIGHT: Final = 33
+"""As `niceness.BEHIND_QUERIES`."""
 _PROBE_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -131,9 +133,12 @@ def _version_2(name: str, parent: str, proc: Path) -> Tree | None:
     if not wanted >= {"cpu", "memory"}:
         raise OSError(f"{delegated} has no CPU and memory controllers (of version 2)")
     is_top = not (delegated / "cgroup.type").exists()  # of the machine, not of a container
-    if not is_top and not parent:
+    moves = not is_top and not parent
+    if moves:
         _move_aside(delegated, proc)
     _pass_on(delegated, wanted)
+    if moves:  # among the groups, where nice values mean nothing
+        (delegated / _AGENT_LEAF / "cpu.weight").write_text(str(_AGENT_WEIGHT), encoding="ascii")
     return CgroupV2Tree(delegated, name)
 
 

@@ -11,12 +11,15 @@ import contextlib
 import math
 import os
 import resource
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
-from accel_dask.worker_plugin.enforcement.kernel_files import PROC
-
 LOWEST: Final = 19
+BEHIND_QUERIES: Final = 5
+"""Of processes that no query waits for: a third of the weight. What they have to do comes in bursts
+and may take somewhat longer; with much less a host full of queries would keep them from it."""
+PROC: Final = Path("/proc")
 _STEP: Final = 1.25
 """One nice value more is so many times less weight."""
 
@@ -55,3 +58,16 @@ def set_nice(pid: int, nice: int, *, autogroup: bool, threads: bool) -> bool:
     except OSError:
         return False
     return True
+
+
+def let_queries_go_first(spared: Collection[int] = (), proc: Path = PROC) -> None:
+    """Lower the weight of this process, for good; threads that start later have that of the one
+    that starts them. `spared`: threads, by their kernel's number, that keep theirs."""
+    if has_autogroups(proc) and os.getsid(0) == os.getpid():  # else it is others' session too
+        with contextlib.suppress(OSError):
+            (proc / "self/autogroup").write_text(str(BEHIND_QUERIES), encoding="ascii")
+    for task in (proc / "self/task").iterdir():
+        thread = int(task.name)
+        with contextlib.suppress(OSError):  # it has just ended, or is further behind already
+            if thread not in spared and os.getpriority(os.PRIO_PROCESS, thread) < BEHIND_QUERIES:
+                os.setpriority(os.PRIO_PROCESS, thread, BEHIND_QUERIES)
