@@ -23,6 +23,7 @@ from accel_dask.worker_plugin.executor.engine_errors import (
     translate,
 )
 from accel_dask.worker_plugin.executor.engine_threads import EngineThreads
+from accel_dask.worker_plugin.executor.input_views import InputViews
 from accel_dask.worker_plugin.executor.inputs import Peers
 from accel_dask.worker_plugin.executor.running import RunningQuery
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
@@ -91,6 +92,7 @@ class Engine:
             spec.tenant, "parts of queries", quota.concurrency, None
         )
         self.peers: Final = Peers(spec.tenant, quota, bytes.fromhex(spec.ticket_key))
+        self.input_views: Final = InputViews(self.cursor)
         self.cpu: Final = CpuMeter()
         self.watchdog: Final = Watchdog(
             spec.stuck_seconds, on_stuck, cpu=self.cpu, die_frozen=die_frozen
@@ -199,4 +201,5 @@ class Engine:
         self.threads.close()
         self.part_threads.close()
         self.peers.close()
+        self.input_views.close()
         self._database.close()

@@ -35,9 +35,10 @@ from accel_dask.worker_plugin.executor.cpu_time import CpuAccount, CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
 from accel_dask.worker_plugin.executor.engine_threads import EngineThread, EngineThreads
 from accel_dask.worker_plugin.executor.gathered import Inputs, InputStats
+from accel_dask.worker_plugin.executor.input_views import InputViews, ShownInputs
 from accel_dask.worker_plugin.executor.inputs import Fetch, Peers
 from accel_dask.worker_plugin.executor.parameters import bind_values
-from accel_dask.worker_plugin.executor.part_types import typed_columns, types_to_cast, with_types
+from accel_dask.worker_plugin.executor.part_types import with_types
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
 from accel_dask.worker_plugin.executor.statement import check_select
 from accel_dask.worker_plugin.executor.streaming import open_stream
@@ -58,6 +59,9 @@ class QueryEngine(Protocol):
 
     @property
     def peers(self) -> Peers: ...
+
+    @property
+    def input_views(self) -> InputViews: ...
 
     @property
     def watchdog(self) -> Watchdog: ...
@@ -99,6 +103,7 @@ class RunningQuery:
         self._thread: EngineThread | None = None
         self._fetch: Fetch | None = None
         self._inputs: Inputs | None = None
+        self._shown: ShownInputs | None = None
         self._cursor: duckdb.DuckDBPyConnection | None = None
         self._reader: pa.RecordBatchReader | None = None
         self._pending: deque[pa.RecordBatch] = deque()
@@ -298,17 +303,19 @@ class RunningQuery:
                 raise self._engine.translate(error) from error
             raise
         if self.is_complete:
-            self._drop()
+            self._drop(is_well=True)
 
     def _begin(self) -> None:
         statement = check_select(self._ticket.sql)
         values = bind_values(self._ticket.parameters)
-        self._cursor = self._engine.cursor()
+        if self._inputs is not None:
+            self._shown = self._engine.input_views.show(self._inputs.take())
+            self._cursor = self._shown.cursor
+        else:
+            self._cursor = self._engine.cursor()
         if self._ticket.measure:
             count_costs(self._cursor)
         self._engine.prepare(self._ticket, self._cursor, self.check_stopped)
-        if self._inputs is not None:
-            _show(self._cursor, self._inputs.take())
         if self._ticket.describe_only:
             if values is None and statement.parameters:
                 values = [None] * statement.parameters
@@ -361,14 +368,20 @@ class RunningQuery:
                 "aggregate less"
             )
 
-    def _drop(self) -> None:
+    def _drop(self, *, is_well: bool = False) -> None:
         """Let the engine forget the result."""
         reader, self._reader = self._reader, None
         cursor, self._cursor = self._cursor, None
+        shown, self._shown = self._shown, None
         if reader is not None:
             with contextlib.suppress(pa.ArrowException, OSError):
                 reader.close()
-        if cursor is not None:
+        # Who stops a query says so before it looks for the cursor, to interrupt that: what it may
+        # have found is for nobody else.
+        is_plain = not self._ticket.measure and not self._ticket.describe_only
+        if shown is not None and is_well and is_plain and self._stop_reason is None:
+            self._engine.input_views.give_back(shown)
+        elif cursor is not None:
             with contextlib.suppress(duckdb.Error):
                 cursor.abort()
             with contextlib.suppress(duckdb.Error):
@@ -402,15 +415,3 @@ def _lower(asked: int, limit: int) -> int:
 
 def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
-
-
-def _show(cursor: duckdb.DuckDBPyConnection, tables: dict[str, pa.Table]) -> None:
-    """Let the statements of `cursor`, and of no other connection, see `tables` by their names."""
-    for name, table in tables.items():
-        types = types_to_cast(table.schema)
-        if types is None:
-            cursor.register(name, table)
-            continue
-        cursor.register(f"{name}_raw", table)
-        columns = typed_columns(table.schema, types)
-        cursor.execute(f'CREATE TEMP VIEW "{name}" AS SELECT {columns} FROM "{name}_raw"')  # noqa: S608
