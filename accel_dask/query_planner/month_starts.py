@@ -38,7 +38,8 @@ is taken for a call."""
 def cheapen_truncations(draft: QueryDraft, context: PlanContext) -> QueryDraft:  # noqa: ARG001
     """The plan with fragments that say the same, the engine's faster way."""
     assert draft.parsed is not None
-    columns = _listed(draft.parsed) & _dates(draft)
+    listed = _listed(draft.parsed)
+    columns = listed & _dates(draft) if listed else listed
     if not columns:
         return draft
     cheaper = partial(_CALL.sub, partial(_replaced, columns=columns))
@@ -99,11 +100,17 @@ def _dates(draft: QueryDraft) -> frozenset[str]:
             if "(" in column.type and not column.type.startswith("DECIMAL"):
                 return frozenset()  # its fields have names as well
             types.setdefault(column.name.lower(), set()).add(column.type)
-    declared = declared_names(draft.parsed.tree)
-    declared |= {table.name.lower() for table in draft.parsed.tree.find_all(exp.TableAlias)}
-    return frozenset(
-        name for name, kinds in types.items() if kinds == {"DATE"} and name not in declared
+    given = draft.parsed.facts.get("given") or draft.parsed.facts.setdefault(
+        "given", _given_names(draft.parsed.tree)
     )
+    return frozenset(
+        name for name, kinds in types.items() if kinds == {"DATE"} and name not in given
+    )
+
+
+def _given_names(tree: exp.Expr) -> frozenset[str]:
+    tables = (table.name.lower() for table in tree.find_all(exp.TableAlias))
+    return declared_names(tree).union(tables)
 
 
 def _with_sql(fragment: Fragment, change: Callable[[str], str]) -> Fragment:

@@ -24,7 +24,7 @@ def prune(draft: QueryDraft, context: PlanContext) -> QueryDraft:
     if context.only is not None:
         return _narrowed(draft, context.only)
     tables = [(scan.reference.node, scan.route) for scan in draft.scans]
-    found = kept_shards(draft.parsed.tree, tables)
+    found = kept_shards(draft.parsed.tree, tables, facts=draft.parsed.facts)
     scans = tuple(
         replace(scan, shards=kept.shards or _fencing_shard(scan.route))
         for scan, kept in zip(draft.scans, found, strict=True)

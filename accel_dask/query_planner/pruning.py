@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sqlglot import exp
 
@@ -17,7 +17,7 @@ from accel_dask.model.routing import DatasetRoute
 from accel_dask.query_planner.predicates import HIGHEST, LOWEST, TRUE, Bound, operands
 from accel_dask.query_planner.pruning_bounds import BoundsCache, TableShards
 from accel_dask.query_planner.pruning_conditions import kind_of
-from accel_dask.query_planner.pruning_filters import Unreadable, readings_of
+from accel_dask.query_planner.pruning_filters import Filters, Unreadable, filters_of
 from accel_dask.query_planner.pruning_scopes import Link, Reading
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,15 @@ def kept_shards(
     tree: exp.Expr,
     tables: Sequence[tuple[exp.Table, DatasetRoute]],
     cache: BoundsCache = _CACHE,
+    facts: dict[Any, Any] | None = None,
 ) -> tuple[KeptShards, ...]:
     """For each of `tables`, which are nodes of `tree` that name a dataset, the shards to read.
 
-    All other tables in `tree` must be CTEs.
+    All other tables in `tree` must be CTEs. `facts`: what was found out of the tree's form; see
+    `ParsedQuery`.
     """
     try:
-        readings = readings_of(tree, tables)
+        readings = _filters(tree, tables, {} if facts is None else facts).readings(tables)
         kept = [_matching(reading, cache) for reading in readings]
         kept = [
             _linked(reading, readings, kept, cache) if reading.links else kept[reading.number]
@@ -62,6 +64,20 @@ def kept_shards(
         here = KeptShards(shards=tuple(shards), columns=_columns(reading))
         found[id(reading.node)] = here if before is None else _either(before, here)
     return tuple(found.get(id(node)) or _everything(route) for node, route in tables)
+
+
+def _filters(
+    tree: exp.Expr, tables: Sequence[tuple[exp.Table, DatasetRoute]], facts: dict[Any, Any]
+) -> Filters:
+    known = facts.get("filters")
+    if known is not None and all(
+        columns is route.columns for columns, (_, route) in zip(known[0], tables, strict=True)
+    ):
+        filters: Filters = known[1]
+        return filters
+    filters = filters_of(tree, tables)
+    facts["filters"] = tuple(route.columns for _, route in tables), filters
+    return filters
 
 
 def _datasets(tables: Sequence[tuple[exp.Table, DatasetRoute]]) -> str:

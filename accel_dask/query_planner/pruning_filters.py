@@ -10,7 +10,7 @@ columns, ...) sees the rows first. What is not understood filters nothing. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 from sqlglot import exp
@@ -72,17 +72,60 @@ _SELECT_ARGS: Final = ("with_", "from_", "joins", *_EXPRESSION_ARGS)
 _TAIL_ARGS: Final = ("order", "limit", "offset")
 
 
-def readings_of(
-    tree: exp.Expr, tables: Iterable[tuple[exp.Table, DatasetRoute]]
-) -> tuple[Reading, ...]:
-    """Every reading of `tables`, each with the conditions that filter it.
+class Put(NamedTuple):
+    """A condition, put to all tables that it may filter."""
+
+    expression: exp.Expr
+    resolver: Resolver
+    tables: frozenset[int]
+    """Readings that have no row if it is about no column and not TRUE."""
+
+
+class Filters(NamedTuple):
+    """Which conditions of a query filter which of its readings: the same whatever values the
+    conditions compare with."""
+
+    nodes: tuple[exp.Table, ...]
+    """The table of each reading."""
+    links: tuple[tuple[Link, ...], ...]
+    """Of each reading."""
+    puts: tuple[Put, ...]
+
+    def readings(self, tables: Iterable[tuple[exp.Table, DatasetRoute]]) -> tuple[Reading, ...]:
+        """Every reading of `tables`, each with the conditions that filter it."""
+        routes = {id(node): route for node, route in tables}
+        found = tuple(
+            Reading(number, node, routes[id(node)], links=self.links[number])
+            for number, node in enumerate(self.nodes)
+        )
+        for put in self.puts:
+            _put(put, found)
+        return found
+
+
+def _put(put: Put, readings: Sequence[Reading]) -> None:
+    resolver = put.resolver
+    predicate = predicate_of(put.expression, resolver.operand)
+    tables: Set[int] = {place.table for used in operands(predicate) for place in used.places}
+    if not tables and not predicate.truths(NullRow(-1))[0] & TRUE:  # such as WHERE false
+        tables = put.tables
+    for table in tables:
+        if table in resolver.nullable and predicate.truths(NullRow(table))[0] & TRUE:
+            continue
+        if predicate not in readings[table].conditions:
+            readings[table].conditions.append(predicate)
+
+
+def filters_of(tree: exp.Expr, tables: Iterable[tuple[exp.Table, DatasetRoute]]) -> Filters:
+    """The filters of `tables`, which are nodes of `tree`. They hold for other routes of the same
+    columns, too.
 
     Raises:
         Unreadable: nothing can be said of the query.
     """
     walk = _Walk({id(node): route for node, route in tables})
     walk.read(tree)
-    return tuple(walk.readings)
+    return Filters(tuple(walk.nodes), tuple(map(tuple, walk.links)), tuple(walk.puts))
 
 
 class _Walk:
@@ -94,7 +137,9 @@ class _Walk:
         self._ctes: list[_Cte] = []
         self._used: set[int] = set()
         self._queries = 0
-        self.readings: list[Reading] = []
+        self.nodes: list[exp.Table] = []
+        self.links: list[list[Link]] = []
+        self.puts: list[Put] = []
 
     def read(self, tree: exp.Expr) -> None:
         self._query(tree, {})
@@ -209,15 +254,17 @@ class _Walk:
         route = self._routes.get(id(node))
         if route is not None:
             output = self._reading(node, route).renamed(alias)
-            return Source(name, output, None if alias is not None else route)
+            tenant = "" if alias is not None else route.dataset_id.tenant
+            return Source(name, output, folded(tenant))
         cte = None if node.args.get("db") else ctes.get(folded(node.name))
         if cte is None:
             raise Unreadable
         return Source(name, self._cte_output(cte).renamed(alias))
 
     def _reading(self, node: exp.Table, route: DatasetRoute) -> Output:
-        number = len(self.readings)
-        self.readings.append(Reading(number, node, route))
+        number = len(self.nodes)
+        self.nodes.append(node)
+        self.links.append([])
         return output_of(
             (folded(column.name), (Origin(Place(number, index), column.type),))
             for index, column in enumerate(route.columns)
@@ -301,16 +348,12 @@ class _Walk:
         targets: Iterable[Member],
         classes: EqualColumns | None = None,
     ) -> None:
+        targets = tuple(targets)
+        tables = frozenset(
+            origin.place.table for member in targets for origin in member.all_origins()
+        )
         resolver = Resolver(condition.scope, targets, classes)
-        predicate = predicate_of(condition.expression, resolver.operand)
-        tables = {place.table for used in operands(predicate) for place in used.places}
-        if not tables and not predicate.truths(NullRow(-1))[0] & TRUE:  # such as WHERE false
-            tables = {origin.place.table for member in targets for origin in member.all_origins()}
-        for table in tables:
-            if table in resolver.nullable and predicate.truths(NullRow(table))[0] & TRUE:
-                continue
-            if predicate not in self.readings[table].conditions:
-                self.readings[table].conditions.append(predicate)
+        self.puts.append(Put(condition.expression, resolver, tables))
 
     def _link(self, classes: EqualColumns, joined: Joined) -> None:
         members = {member.source: member for member in joined.members}
@@ -323,7 +366,7 @@ class _Walk:
                 )
                 for origin in members[source].origins(name):
                     links = (Link(origin.place.column, places) for places in others if places)
-                    self.readings[origin.place.table].links.extend(links)
+                    self.links[origin.place.table].extend(links)
 
 
 def _how(join: exp.Join) -> str:

@@ -43,7 +43,7 @@ class Reading:
     route: DatasetRoute
     conditions: list[Predicate] = field(default_factory=list)
     """Rows that do not pass all of them change nothing."""
-    links: list[Link] = field(default_factory=list)
+    links: tuple[Link, ...] = ()
 
 
 class Origin(NamedTuple):
@@ -107,8 +107,8 @@ class Source:
 
     name: str
     output: Output
-    dataset: DatasetRoute | None = None
-    """A dataset that carries its own name."""
+    tenant: str = ""
+    """Folded; of a dataset that carries its own name."""
     columns: dict[str, Origins] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -210,11 +210,11 @@ class Joined:
 
     def _is_own(self, column: exp.Column, source: Source) -> bool:
         """`tenant.table.column`, and not a field of something called like the tenant."""
-        if source.dataset is None:
+        if not source.tenant:
             return False
         tenant, catalog = folded(column.text("db")), folded(column.text("catalog"))
         return (
-            tenant == folded(source.dataset.dataset_id.tenant)
+            tenant == source.tenant
             and catalog in {"", CATALOG}
             and all(member.source.name not in {tenant, catalog} for member in self.members)
         )
@@ -297,10 +297,17 @@ class Resolver:
         self._scope = scope
         self._targets = {member.source: member for member in targets}
         self._classes = classes
+        self._known: dict[int, Operand | None] = {}
         self.nullable: set[int] = set()
         """Tables found that an outer join may fill with NULLs."""
 
     def operand(self, column: exp.Column) -> Operand | None:
+        """What `column`, a node of the condition, stands for; None: that is not known."""
+        if id(column) not in self._known:
+            self._known[id(column)] = self._operand(column)
+        return self._known[id(column)]
+
+    def _operand(self, column: exp.Column) -> Operand | None:
         key = self._scope.key_of(column)
         column_type = None if key is None else _type_of(key)
         if key is None or column_type is None:

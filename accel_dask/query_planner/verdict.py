@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from sqlglot import exp
 
@@ -32,7 +32,7 @@ def verdict_of(parsed: ParsedQuery, scans: tuple[Scan, ...]) -> Verdict:
     size = sum(scan.route.shards[i].source_bytes for scan in scans for i in scan.shards)
     shape = parsed.facts.get("shape") or parsed.facts.setdefault("shape", _shape(tree))
     try:
-        result_rows = _Rows(rows).of(tree, {}, 0)
+        result_rows = _Rows(rows, parsed.facts).of(tree, {}, 0)
     except _Unbounded as unbounded:
         return Verdict(
             shape=shape,
@@ -89,8 +89,10 @@ _Ctes = dict[str, int]
 class _Rows:
     """Upper bounds for the rows of queries."""
 
-    def __init__(self, tables: dict[int, int | None]) -> None:
+    def __init__(self, tables: dict[int, int | None], facts: dict[Any, Any]) -> None:
+        """`facts`: as in `ParsedQuery`."""
         self._tables = tables
+        self._facts = facts
 
     def of(self, node: exp.Expr, ctes: _Ctes, depth: int) -> int:
         """Rows of a query at most.
@@ -130,13 +132,11 @@ class _Rows:
         return ctes
 
     def _select(self, select: exp.Select, ctes: _Ctes, depth: int) -> int:
-        group = select.args.get("group")
-        if group is not None and group.find(exp.Cube, exp.Rollup, exp.GroupingSets):
-            raise _Unbounded("several groupings repeat rows", "GROUP BY")
-        for projection in select.expressions:
-            if any(isinstance(node, exp.Unnest | exp.Explode) for node in _own_nodes(projection)):
-                raise _Unbounded("an unnested list has any length", "UNNEST")
-        if group is None and _is_aggregate(select):
+        key = "select", id(select)
+        unbounded, is_one = self._facts.get(key) or self._facts.setdefault(key, _kind_of(select))
+        if unbounded is not None:
+            raise _Unbounded(*unbounded)
+        if is_one:
             return 1
         from_ = select.args.get("from_")
         if from_ is None:
@@ -181,6 +181,17 @@ class _Rows:
         else:
             raise _Unbounded("its rows are not counted", type(source).__name__.upper())
         return self._joined(rows, source.args.get("joins") or (), ctes, depth)
+
+
+def _kind_of(select: exp.Select) -> tuple[tuple[str, str] | None, bool]:
+    """Why and in which clause it has no bound, if it has none; whether it gives one row."""
+    group = select.args.get("group")
+    if group is not None and group.find(exp.Cube, exp.Rollup, exp.GroupingSets):
+        return ("several groupings repeat rows", "GROUP BY"), False
+    for projection in select.expressions:
+        if any(isinstance(node, exp.Unnest | exp.Explode) for node in _own_nodes(projection)):
+            return ("an unnested list has any length", "UNNEST"), False
+    return None, group is None and _is_aggregate(select)
 
 
 def _own_nodes(projection: exp.Expr) -> Iterator[exp.Expr]:

@@ -507,7 +507,7 @@ def test_a_failure_of_pruning_is_logged_and_reads_everything(
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pruning, "readings_of", fail)
+    monkeypatch.setattr(pruning, "filters_of", fail)
     with caplog.at_level(logging.ERROR):
         assert kept("SELECT * FROM flights WHERE day = '2013-01-05'") == [ALL]
     assert "acme.flights@1" in caplog.text
