@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Final
 
 LOWEST: Final = 19
-BEHIND_QUERIES: Final = 5
-"""Of processes that no query waits for: a third of the weight. What they have to do comes in bursts
-and may take somewhat longer; with much less a host full of queries would keep them from it."""
+BEHIND_QUERIES: Final = 10
+"""Of processes that no query waits for: a ninth of the weight. What they do comes in bursts and may
+take longer. Never the idle class: a host full of queries must not keep them from it."""
 PROC: Final = Path("/proc")
 _STEP: Final = 1.25
 """One nice value more is so many times less weight."""

@@ -282,7 +282,7 @@ class ExecutorKeeper:
         if there is not None and time.monotonic() < self._report_at:
             return there.resident_bytes
         self._report_at = time.monotonic() + _REPORT_SECONDS
-        return running.stats().rss_bytes
+        return running.resident_bytes()
 
     def _is_registered(self, wanted: Executor) -> bool:
         there = self._registered

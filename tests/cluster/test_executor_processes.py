@@ -462,6 +462,7 @@ def test_many_clients_at_once_get_right_answers_or_a_clear_refusal(
 def test_an_executor_tells_what_it_uses(site: Site, shared: Shared) -> None:
     stats = shared().stats()
     assert 0 < stats.private_bytes < stats.rss_bytes < 400 * MIB
+    assert abs(shared().resident_bytes() - stats.rss_bytes) < 16 * MIB
     assert "address space" in shared().limits
     fresh = site.launch(attachments=())
     assert fresh.stats().private_bytes < 60 * MIB
@@ -535,7 +536,7 @@ def test_a_killed_executor_is_noticed_at_once_and_another_answers_soon(site: Sit
     while ended is not executor:
         ended, because = site.exits.get(timeout=5)
     assert because == "its process was ended by SIGKILL"
-    assert executor.stats().rss_bytes == 0
+    assert executor.stats().rss_bytes == executor.resident_bytes() == 0
     again.kill()
 
 

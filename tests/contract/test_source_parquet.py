@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from cold_reading import assert_cold_reads_like_hot
 
+from accel_dask.connectors import parquet
 from accel_dask.connectors.registry import open_source
 from accel_dask.errors import (
     ConfigError,
@@ -143,6 +144,21 @@ def test_a_file_rewritten_in_place_is_another_file_even_with_the_same_size(lake:
     os.utime(path, ns=(then + 1, then + 1))
     after = cut_shards(dataset(lake), plan(dataset(lake)))
     assert {task.shard_id for task in before}.isdisjoint(task.shard_id for task in after)
+
+
+@pytest.mark.parametrize("few", [0, 99])
+def test_every_plan_reads_the_footers_anew(
+    lake: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the files are few and the engine is one that stays."""
+    monkeypatch.setattr(parquet, "_FEW_FILES", few)
+    path = lake / "region=eu" / "a.parquet"
+    then = path.stat().st_mtime_ns
+    for low in (0, 7):
+        pq.write_table(pa.table({"n": [low, low + 1, None], "s": ["é", "a\\b", ""]}), path)
+        os.utime(path, ns=(then, then))
+        found = {stats.name: stats for stats in plan(dataset(lake)).files[0].stats}
+        assert (found["n"].lower, found["n"].upper) == (str(low), str(low + 1))
 
 
 def test_every_type_keeps_its_values(tmp_path: Path) -> None:

@@ -8,13 +8,10 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
-from accel_dask.niceness import has_autogroups, set_nice
+from accel_dask.niceness import BEHIND_QUERIES, has_autogroups, set_nice
 
 log = logging.getLogger(__name__)
-
-_NICE: Final = 10
 
 
 def step_back(join_files: Sequence[str]) -> None:
@@ -28,5 +25,5 @@ def step_back(join_files: Sequence[str]) -> None:
         return
     with contextlib.suppress(PermissionError):  # it leads a process group: a session already
         os.setsid()  # else the nice value would count within the nanny's session only
-    if not set_nice(os.getpid(), _NICE, autogroup=has_autogroups(), threads=True):
+    if not set_nice(os.getpid(), BEHIND_QUERIES, autogroup=has_autogroups(), threads=True):
         log.warning("this process keeps its CPU weight")

@@ -263,7 +263,8 @@ def _pids(directory: Path) -> frozenset[int]:
 
 def _subdirectories(directory: Path) -> tuple[str, ...]:
     try:
-        return tuple(sorted(entry.name for entry in directory.iterdir() if entry.is_dir()))
+        with os.scandir(directory) as entries:  # asks no file for its kind; this is done often
+            return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
     except FileNotFoundError:
         return ()
 

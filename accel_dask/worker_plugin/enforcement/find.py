@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 CONTROLLERS: Final = ("cpu", "memory", "pids")
 _AGENT_LEAF: Final = "accel-agent"
-_AGENT_WEIGHT: Final = 33
+_AGENT_WEIGHT: Final = 11
 """As `niceness.BEHIND_QUERIES`."""
 _PROBE_BYTES: Final = 64 * 1024 * 1024
 
