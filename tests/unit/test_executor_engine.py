@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 from executor_builders import ROWS, make_shard, make_spec, make_ticket, parameters
@@ -71,6 +72,19 @@ def _nothing_is_left_behind(world: World) -> Iterator[None]:
     yield
     world.assert_idle()
     assert world.stuck == []
+
+
+def test_a_spare_cursor_is_for_one_query_and_sees_nothing_of_the_last(world: World) -> None:
+    engine = world.engine
+    with engine.cursor() as first:
+        engine.make_spare()
+        first.execute("SET VARIABLE x = 1")
+        first.execute("CREATE TEMP MACRO one() AS 1")
+        with engine.cursor() as second, engine.cursor() as third:
+            assert second is not third
+            assert second.execute("SELECT getvariable('x')").fetchone() == (None,)
+            with pytest.raises(duckdb.CatalogException):
+                second.execute("SELECT one()")
 
 
 def test_an_answer_has_the_rows_and_types_of_the_shard(world: World) -> None:

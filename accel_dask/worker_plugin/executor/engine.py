@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -15,6 +16,7 @@ from accel_dask.errors import AccelError, ShardDamaged, ValidationFailed
 from accel_dask.model.ids import ShardId
 from accel_dask.model.tenant import MIB
 from accel_dask.model.ticket import Ticket, shard_database, shard_relation
+from accel_dask.worker_plugin.executor.cores import Cores, new_threads
 from accel_dask.worker_plugin.executor.cpu_time import CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import (
     clean_text,
@@ -67,14 +69,16 @@ class Engine:
             ShardDamaged: a shard file is not there or cannot be attached.
         """
         self.spec: Final = spec
-        self._database = duckdb.connect(
-            ":memory:",
-            config={
-                "threads": str(spec.quota.threads),
-                "async_threads": "1",
-                "memory_limit": f"{max(spec.quota.executor_memory_bytes // MIB, 1)}MiB",
-            },
-        )
+        with new_threads() as workers:
+            self._database = duckdb.connect(
+                ":memory:",
+                config={
+                    "threads": str(spec.quota.threads),
+                    "async_threads": "1",
+                    "memory_limit": f"{max(spec.quota.executor_memory_bytes // MIB, 1)}MiB",
+                },
+            )
+        self.cores: Final = Cores(frozenset(workers if spec.quota.threads > 1 else ()))
         for setting in _SETTINGS:
             self._database.execute(f"SET GLOBAL {setting}")
         self.shard_ids: tuple[ShardId, ...] = tuple(sorted({a.shard_id for a in spec.attachments}))
@@ -82,6 +86,7 @@ class Engine:
         for setting in _LOCK:
             self._database.execute(f"SET GLOBAL {setting}")
         self._cursor_lock = threading.Lock()
+        self._spare: duckdb.DuckDBPyConnection | None = None
         quota = spec.quota
         self.threads: Final = EngineThreads(
             spec.tenant, "queries", quota.concurrency, quota.queue_length
@@ -95,7 +100,7 @@ class Engine:
         self.input_views: Final = InputViews(self.cursor)
         self.cpu: Final = CpuMeter()
         self.watchdog: Final = Watchdog(
-            spec.stuck_seconds, on_stuck, cpu=self.cpu, die_frozen=die_frozen
+            spec.stuck_seconds, on_stuck, cpu=self.cpu, cores=self.cores, die_frozen=die_frozen
         )
         self._on_stuck = on_stuck
 
@@ -156,7 +161,14 @@ class Engine:
     def cursor(self) -> duckdb.DuckDBPyConnection:
         """A fresh connection: no macro, variable or schema of an earlier query is in it."""
         with self._cursor_lock:
-            return self._database.cursor()
+            spare, self._spare = self._spare, None
+            return spare if spare is not None else self._database.cursor()
+
+    def make_spare(self) -> None:
+        """Make the next query's cursor, which takes as long as much of a small query."""
+        with self._cursor_lock, contextlib.suppress(duckdb.Error):  # the query will tell
+            if self._spare is None:
+                self._spare = self._database.cursor()
 
     def run(
         self,

@@ -30,6 +30,7 @@ from accel_dask.worker_plugin.executor.batches import (
     read_some,
     slices,
 )
+from accel_dask.worker_plugin.executor.cores import Cores
 from accel_dask.worker_plugin.executor.counting import count_costs, counted_costs
 from accel_dask.worker_plugin.executor.cpu_time import CpuAccount, CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import is_of_engine
@@ -68,6 +69,9 @@ class QueryEngine(Protocol):
 
     @property
     def cpu(self) -> CpuMeter: ...
+
+    @property
+    def cores(self) -> Cores: ...
 
     def cursor(self) -> duckdb.DuckDBPyConnection: ...
 
@@ -291,7 +295,8 @@ class RunningQuery:
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             self.check_stopped()
-            step()
+            with self._engine.cores.apart():
+                step()
             if self.is_complete:
                 self._engine.verify(self._ticket)
         except BaseException as error:

@@ -152,6 +152,7 @@ class TicketDesk:
             jobs.remove(job)
             if not jobs:
                 del self._jobs[job.query_id]
+        self._engine.make_spare()  # its answer is sent
 
     def _checked(self, signed: bytes) -> Ticket:
         self._standing.check()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol
 
+from accel_dask.worker_plugin.executor.cores import Cores
 from accel_dask.worker_plugin.executor.cpu_time import CpuMeter
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ class Watchdog:
         on_stuck: Callable[[str], None],
         *,
         cpu: CpuMeter | None = None,
+        cores: Cores | None = None,
         die_frozen: bool = False,
     ) -> None:
         """`on_stuck` gets a sentence. `die_frozen`: let the kernel end the process when it
@@ -59,6 +61,7 @@ class Watchdog:
         self._stuck_seconds = stuck_seconds
         self._on_stuck = on_stuck
         self._cpu = cpu or CpuMeter()
+        self._cores = cores or Cores(frozenset())
         self._die_frozen = die_frozen
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
@@ -118,6 +121,7 @@ class Watchdog:
     def _tick(self, now: float) -> None:
         if self._watched:
             self._cpu.settle()
+            self._cores.balance()
         for query in tuple(self._watched):
             stopped_at = query.stopped_at
             if stopped_at is None:
