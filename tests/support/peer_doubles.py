@@ -55,7 +55,8 @@ class Peer(flight.FlightServerBase):
         self.answers_pings = True
         self.pings = 0
         self.first: Callable[[], None] = lambda: None
-        self._is_gone: Callable[[], bool] = lambda: False
+        self._call = threading.local()
+        """Of this thread, with `is_gone`: a call's context is freed memory when the call ends."""
         super().__init__("grpc://127.0.0.1:0")
         self.address = f"grpc://127.0.0.1:{self.port}"
         self.frames = FrameListener(self.answer_frames) if takes_frames else None
@@ -75,9 +76,9 @@ class Peer(flight.FlightServerBase):
 
     def wait(self) -> None:
         while not self.go_on.wait(0.005):
-            if self._is_gone():
+            if self._call.is_gone():
                 self.is_cancelled.set()
-                self.go_on.set()
+                return
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         for step in self.steps:
@@ -93,24 +94,30 @@ class Peer(flight.FlightServerBase):
     def do_get(self, context: Any, ticket: Any) -> Any:
         self.asked += 1
         self.is_asked.set()
+        self._call.is_gone = lambda: False  # it is not told before the first batch
         try:
             self.first()
         except AccelError as error:
             raise to_flight(error) from error
-        self._is_gone = context.is_cancelled
-        return flight.GeneratorStream(self.schema, self._flight_batches())
+        return flight.GeneratorStream(self.schema, self._flight_batches(context))
 
-    def _flight_batches(self) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from self._batches()
-        except AccelError as error:
-            raise to_flight(error) from error
+    def _flight_batches(self, context: Any) -> Iterator[pa.RecordBatch]:
+        batches = self._batches()
+        while True:
+            self._call.is_gone = context.is_cancelled  # each batch may be made on another thread
+            try:
+                one = next(batches)
+            except StopIteration:
+                return
+            except AccelError as error:
+                raise to_flight(error) from error
+            yield one
 
     def answer_frames(self, connection: socket.socket) -> None:
         """One part."""
         self.asked += 1
         self.is_asked.set()
-        self._is_gone = lambda: has_ended(connection)
+        self._call.is_gone = lambda: has_ended(connection)
         try:
             self.first()
             send(connection, schema_frame(self.schema))

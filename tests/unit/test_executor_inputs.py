@@ -260,11 +260,10 @@ def test_a_stopped_query_cancels_its_parts_at_once(world: World) -> None:
 
 
 def test_a_query_that_waits_for_its_parts_holds_a_place_of_queries_only(world: World) -> None:
-    peer = world.peer()
-    peer.first = peer.wait
-    inputs = (make_input(peer.source()),)
-
     def run() -> None:
+        peer = world.peer()
+        peer.first = peer.wait
+        inputs = (make_input(peer.source()),)
         with pytest.raises(DeadlineExceeded):
             world.engine.run(make_ticket(ALL, inputs=inputs, timeout_ms=800))
 

@@ -209,8 +209,10 @@ class Fetch:
         except BaseException:
             self._abandon()
             raise
-        finally:
-            self._mail.close()
+
+    def close(self) -> None:
+        """Whoever makes one closes it, also if it was never run."""
+        self._mail.close()
 
     def _ask_next(self, share: _Share) -> None:
         """Ask the next executor that can give the piece.

@@ -229,6 +229,7 @@ class RunningQuery:
             raise
         finally:
             self._fetch = None
+            fetch.close()
         self._input_stats = inputs.stats
         with self._lock:
             self._inputs = inputs
