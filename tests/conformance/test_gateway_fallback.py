@@ -452,7 +452,15 @@ def asked_of_server(engine: EngineWorld) -> int | None:
             engine.server.execute(
                 "ALTER SYSTEM SET log_statement = 'all'", "SELECT pg_reload_conf()"
             )
+            # A new connection has it once the server has told those that are open already.
+            wait_until(lambda: log_statement_of(engine) == "all", 30)
     return sum("SUM(p.a" in line for line in log.read_text(errors="replace").splitlines())
+
+
+def log_statement_of(engine: EngineWorld) -> str:
+    with engine.server.connect() as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT current_setting('log_statement')")
+        return str(cursor.fetchone()[0])
 
 
 def run_directly(world: FallbackWorld) -> Answer:
