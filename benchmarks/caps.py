@@ -20,12 +20,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 from pyarrow import flight
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from spread_site import TOKEN, SpreadSite
 
+from accel_dask.flight_errors import FLIGHT_FAILURES
 from accel_dask.model.tenant import MIB, Quota
 from accel_dask.worker_plugin.running_executor import RunningExecutor
 from flightsql_gateway.flight_sql import messages
@@ -42,7 +42,6 @@ ENDLESS = {
     ),
 }
 SHORT = "select count(*) from sales where id >= 21000 and store >= {n}"
-_BROKEN = (flight.FlightError, pa.ArrowException, OSError)
 
 
 def cpu_ns(pid: int) -> int:
@@ -102,7 +101,7 @@ class Bench:
             started = time.perf_counter()
             try:
                 client.do_get(flight.Ticket(messages.wrap(command)), options).read_all()
-            except _BROKEN as error:
+            except FLIGHT_FAILURES as error:
                 told = str(error)
             else:
                 told = "it was answered"
@@ -128,7 +127,7 @@ class Bench:
         for n in range(self.repeat):
             number = n + (2000 if by_deadline else 1000)
             command = messages.new("CommandStatementQuery", query=sql.format(n=number))
-            with contextlib.suppress(_BROKEN):
+            with contextlib.suppress(FLIGHT_FAILURES):
                 client.do_get(flight.Ticket(messages.wrap(command)), options).read_all()
             gone = time.perf_counter()
             after.append((self._idle_at(gone) - gone) * 1000)

@@ -11,16 +11,13 @@ import threading
 import time
 from typing import Final
 
-import pyarrow as pa
 from pyarrow import flight
 
+from accel_dask.flight_errors import FLIGHT_FAILURES
 from accel_dask.model.routing import ExecutorRoute
 from accel_dask.ticket_calls import Connections
 
 log = logging.getLogger(__name__)
-
-_CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ValueError, KeyError)
-"""What Flight calls raise. Arrow's own exceptions derive from built-in ones."""
 
 PING_SECONDS: Final = 0.5
 """An executor that leaves a ping unanswered for so long is taken for hung."""
@@ -88,7 +85,7 @@ class ExecutorClients:
                 known = {a: until for a, until in self._silent_until.items() if until > now}
                 self._silent_until = {**known, address: now + _SILENT_SECONDS}
             return False
-        except _CALL_ERRORS as error:  # a refusal is an answer too
+        except FLIGHT_FAILURES as error:  # a refusal is an answer too
             log.debug("ping of %s: %s", address, error)
         with self._lock:
             self._silent_until.pop(address, None)

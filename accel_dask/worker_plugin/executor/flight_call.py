@@ -13,13 +13,13 @@ from pyarrow import flight
 
 from accel_dask.codec import encode
 from accel_dask.errors import AccelError, ExecutorUnavailable, QueryCancelled
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.flight_trailers import Trailers
 from accel_dask.model.ids import TenantId
 from accel_dask.model.measured import MEASURED_TRAILER
 from accel_dask.model.ticket import Cancellation, Source, sign, signature_of
 from accel_dask.worker_plugin.executor.part_call import PartCall
-from accel_dask.worker_plugin.executor.peers import CALL_ERRORS, CANCEL, PeerClients
+from accel_dask.worker_plugin.executor.peers import CANCEL, PeerClients
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class FlightCall(PartCall):
             self._read(on_schema, on_batch)
         except MemoryError:  # Arrow's is one of the call's errors as well
             raise
-        except CALL_ERRORS as error:
+        except FLIGHT_FAILURES as error:
             if self._is_cancelled:
                 raise QueryCancelled(f"{self} was cancelled") from error
             found = from_flight(error)
@@ -133,7 +133,7 @@ class FlightCall(PartCall):
                         action, flight.FlightCallOptions(timeout=_CANCEL_SECONDS)
                     )
                 )
-            except CALL_ERRORS as error:
+            except FLIGHT_FAILURES as error:
                 log.info("%s could not be cancelled: %s", self, from_flight(error))
             # The part itself may not have reached the peer yet: once may not be enough.
             self._has_ended.wait(pause)

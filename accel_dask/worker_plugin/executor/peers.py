@@ -7,11 +7,10 @@ import threading
 import time
 from typing import Final
 
-import pyarrow as pa
 from pyarrow import flight
 
 from accel_dask.errors import ExecutorUnavailable
-from accel_dask.flight_errors import from_flight
+from accel_dask.flight_errors import FLIGHT_FAILURES, from_flight
 from accel_dask.flight_trailers import TrailerReader
 from accel_dask.ticket_calls import Addressee, Connections
 
@@ -31,9 +30,6 @@ _PING_SECONDS: Final = 0.5
 """A peer that leaves a ping unanswered for this long is taken for dead."""
 _SILENT_SECONDS: Final = 5.0
 """How long a peer that left a ping unanswered is asked last."""
-
-# What Flight calls raise. Arrow's own exceptions derive from built-in ones.
-CALL_ERRORS: Final = (flight.FlightError, pa.ArrowException, OSError, ValueError, KeyError)
 
 
 class PeerClients:
@@ -75,7 +71,7 @@ class PeerClients:
         client = self.client(peer.address)
         try:
             list(client.do_action(PING, flight.FlightCallOptions(timeout=_PING_SECONDS)))
-        except CALL_ERRORS as error:
+        except FLIGHT_FAILURES as error:
             log.warning("%s left a ping unanswered: %s", peer.address, from_flight(error))
             self._mark_silent(peer.address)
             self.drop(peer.address, client)
@@ -109,6 +105,6 @@ class PeerClients:
 def _connect(address: str, trailer_reader: TrailerReader) -> flight.FlightClient:
     try:
         return flight.FlightClient(address, generic_options=_OPTIONS, middleware=[trailer_reader])
-    except CALL_ERRORS as error:
+    except FLIGHT_FAILURES as error:
         log.error("no connection to %s: %s", address, error)
         raise ExecutorUnavailable("another executor has an address of no known form") from error
