@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import cached_property
 from typing import Final
 
@@ -154,3 +154,12 @@ def least_width(kind: str) -> int:
     if kind in {"VARCHAR", "BLOB", "JSON"} or "(" in kind or "[" in kind:
         return _TEXT_WIDTH
     return _WIDTHS.get(kind, _FIXED_WIDTH)
+
+
+def names_of_types(scans: Iterable[Scan], types: Set[str]) -> frozenset[str]:
+    """Names, in lower case, that are of columns of `types` in every table that has them."""
+    found: dict[str, set[str]] = {}
+    for scan in scans:
+        for column in scan.route.columns:
+            found.setdefault(column.name.lower(), set()).add(column.type)
+    return frozenset(name for name, kinds in found.items() if kinds <= types)

@@ -11,6 +11,7 @@ from sqlglot import exp
 
 from accel_dask.errors import UnsupportedQuery
 from accel_dask.model.date_trunc import short_truncations
+from accel_dask.query_planner.columns import names_of_types
 from accel_dask.query_planner.names import derived_name
 from accel_dask.query_planner.parse import declared_names, unnamed_projections
 from accel_dask.query_planner.physical import SplicedText, quoted
@@ -71,14 +72,7 @@ def _times(draft: QueryDraft) -> frozenset[str]:
     assert draft.parsed is not None
     if "unnest" in draft.parsed.text.lower():  # names its columns by what is in the rows
         return frozenset()
-    types: dict[str, set[str]] = {}
-    for scan in draft.scans:
-        for column in scan.route.columns:
-            types.setdefault(column.name.lower(), set()).add(column.type)
-    declared = declared_names(draft.parsed.tree)
-    return frozenset(
-        name for name, kinds in types.items() if kinds <= _TIMES and name not in declared
-    )
+    return names_of_types(draft.scans, _TIMES) - declared_names(draft.parsed.tree)
 
 
 def _names(parsed: ParsedQuery, edits: list[Edit]) -> Iterator[Edit]:

@@ -14,6 +14,7 @@ from typing import Final
 
 from sqlglot import exp
 
+from accel_dask.query_planner.columns import names_of_types
 from accel_dask.query_planner.parse import declared_names
 from accel_dask.query_planner.plan import Fragment, ParsedQuery, PlanContext, QueryDraft
 
@@ -94,18 +95,13 @@ def _is_listed(call: exp.Expr, compared: Set[str]) -> bool:
 def _dates(draft: QueryDraft) -> frozenset[str]:
     """Names that certainly are of dates wherever they stand, in lower case."""
     assert draft.parsed is not None
-    types: dict[str, set[str]] = {}
-    for scan in draft.scans:
-        for column in scan.route.columns:
-            if "(" in column.type and not column.type.startswith("DECIMAL"):
-                return frozenset()  # its fields have names as well
-            types.setdefault(column.name.lower(), set()).add(column.type)
-    given = draft.parsed.facts.get("given") or draft.parsed.facts.setdefault(
-        "given", _given_names(draft.parsed.tree)
-    )
-    return frozenset(
-        name for name, kinds in types.items() if kinds == {"DATE"} and name not in given
-    )
+    all_types = {column.type for scan in draft.scans for column in scan.route.columns}
+    if any("(" in kind and not kind.startswith("DECIMAL") for kind in all_types):
+        return frozenset()  # its fields have names as well
+    given: frozenset[str] | None = draft.parsed.facts.get("given")
+    if given is None:
+        given = draft.parsed.facts["given"] = _given_names(draft.parsed.tree)
+    return names_of_types(draft.scans, {"DATE"}) - given
 
 
 def _given_names(tree: exp.Expr) -> frozenset[str]:
