@@ -127,11 +127,13 @@ def send(sock: socket.socket, buffers: Sequence[Payload]) -> None:
 def send_now(sock: socket.socket, buffers: Sequence[Payload]) -> Sequence[Payload]:
     """Send what the system takes of `buffers` at once, without waiting; what is left of them.
     Raises as `send`."""
-    left = [memoryview(buffer) for buffer in buffers]
     try:
-        return _after(left, sock.sendmsg(left, (), socket.MSG_DONTWAIT))
+        count = sock.sendmsg(buffers, (), socket.MSG_DONTWAIT)
     except BlockingIOError:
-        return left
+        return buffers
+    if count == sum(map(len, buffers)):
+        return ()
+    return _after([memoryview(buffer) for buffer in buffers], count)
 
 
 def _after(buffers: list[memoryview], count: int) -> list[memoryview]:
@@ -192,14 +194,18 @@ def end(sock: socket.socket) -> None:
 class FrameReader:
     """Frames of one connection. Used by one thread at a time."""
 
-    def __init__(self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
-        """`max_bytes`: of a frame."""
+    def __init__(
+        self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES, buffer_bytes: int = 0
+    ) -> None:
+        """`max_bytes`: of a frame. `buffer_bytes`: of a buffer that is read into again and again,
+        so that a frame is valid until the next is asked for; 0: frames stay valid."""
         self.count = 0
         """Bytes read so far."""
         self.admit: Callable[[int], None] = lambda _: None
         """Called with the bytes of a large frame before there is room made for it; may raise."""
         self._sock = sock
         self._max_bytes = max_bytes
+        self._buffer = memoryview(bytearray(buffer_bytes)) if buffer_bytes else None
         self._rest = memoryview(b"")
         """Read, not yet looked at."""
         self._large: tuple[FrameKind, memoryview] | None = None
@@ -265,6 +271,9 @@ class FrameReader:
         if self._large is not None:
             count = self._sock.recv_into(self._large[1][self._filled :], 0, flags)
             self._filled += count
+        elif self._buffer is not None and not self._rest:
+            count = self._sock.recv_into(self._buffer, 0, flags)
+            self._rest = self._buffer[:count]
         else:
             data = self._sock.recv(_READ_BYTES, flags)
             count = len(data)

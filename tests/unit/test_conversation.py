@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pyarrow as pa
 import pytest
@@ -62,7 +61,7 @@ class Small:
 
     def __init__(self, batch: pa.RecordBatch) -> None:
         self.deadline = time.monotonic() + DEADLINE
-        self.schema = batch.schema
+        self.schema_message = batch.schema.serialize()
         self._batch = batch
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
@@ -89,20 +88,18 @@ class Site:
         self.ends: list[BaseException] = []
         self._open: list[socket.socket] = []
 
-    @contextmanager
     def _answer(
         self, signed: bytes, is_gone: Callable[[], bool], started_at: float
-    ) -> Iterator[Answering]:
+    ) -> tuple[Answering, Callable[[], None]]:
         self.served_on.append(threading.get_ident())
         if signed == b"refused":
             raise QueryCancelled("not today")
         query = Query(self.part_threads if signed.startswith(b"-") else self.threads)
         try:
             query.compute(lambda: self.work(signed))
-            query.end()
-            yield Small(self.batch(signed))
         finally:
             query.end()
+        return Small(self.batch(signed)), query.end
 
     def is_taken_up(self, connection: socket.socket) -> bool:
         return True

@@ -29,7 +29,12 @@ from accel_dask.errors import (
 from accel_dask.model.executor import Attachment
 from accel_dask.model.ids import EpochNumber, ShardId
 from accel_dask.model.tenant import Quota
-from accel_dask.worker_plugin.executor.batches import plain_schema, read_some, slices
+from accel_dask.worker_plugin.executor.batches import (
+    SentSchemas,
+    plain_schema,
+    read_some,
+    slices,
+)
 from accel_dask.worker_plugin.executor.control import LineBuffer, to_line
 from accel_dask.worker_plugin.executor.engine_errors import clean_text, translate
 from accel_dask.worker_plugin.executor.spec import ExecutorSpec
@@ -139,7 +144,8 @@ def test_what_the_engine_gives_in_small_pieces_is_sent_in_large_ones_and_bounded
     reader = pa.RecordBatchReader.from_batches(raw, pieces)
     taken, is_last = [], False
     while not is_last:
-        batch, is_last = read_some(reader, schema, 50_000)
+        batch, size, is_last = read_some(reader, SentSchemas().of(raw), 50_000)
+        assert size == (batch.nbytes if batch is not None else 0)
         taken += [batch] if batch is not None else []
     assert all(batch.schema.equals(schema) for batch in taken)
     assert [batch.num_rows for batch in taken] == [4000, 4000, 2000]
@@ -148,7 +154,8 @@ def test_what_the_engine_gives_in_small_pieces_is_sent_in_large_ones_and_bounded
 
 def test_an_answer_without_rows_is_known_to_be_whole() -> None:
     schema = pa.schema({"n": pa.int64()})
-    assert read_some(pa.RecordBatchReader.from_batches(schema, []), schema, 100) == (None, True)
+    reader = pa.RecordBatchReader.from_batches(schema, [])
+    assert read_some(reader, SentSchemas().of(schema), 100) == (None, 0, True)
 
 
 def test_a_stream_without_the_engines_own_way_to_it_has_the_same_rows_and_types() -> None:
@@ -163,7 +170,8 @@ def test_a_stream_without_the_engines_own_way_to_it_has_the_same_rows_and_types(
     with duckdb.connect() as database:
         found = []
         for cursor in (database.cursor(), Public(database.cursor())):
-            reader, types = open_stream(cast("Any", cursor), sql, [7, 1.5], 10)
+            reader, types = open_stream(cast("Any", cursor), sql, [7, 1.5], 10, wants_types=True)
+            assert types is not None
             found.append((reader.read_all(), [str(kind) for kind in types]))
     assert found[0] == found[1]
     assert found[0][1] == ["HUGEINT", "VARCHAR", found[1][1][2]]

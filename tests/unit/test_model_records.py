@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import itertools
 from dataclasses import replace
 
@@ -306,3 +308,11 @@ def test_a_signature_covers_every_byte() -> None:
     for bad in (b"", signed[:10], signed[:-1]):
         with pytest.raises(Unauthenticated):
             verify(bad, b"key")
+
+
+@pytest.mark.parametrize("length", [0, 1, 32, 63, 64, 65, 200])
+def test_signatures_are_the_standards(length: int) -> None:
+    key = bytes(range(length))
+    for payload in (b"", b"payload", b"x" * 5000):
+        expected = hmac.digest(key, payload, hashlib.sha256)
+        assert sign(payload, key) == sign(payload, key) == expected + payload

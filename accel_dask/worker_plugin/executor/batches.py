@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
@@ -12,33 +14,80 @@ from accel_dask.errors import UnsupportedQuery
 READ_ROWS: Final = 4096
 """Rows to ask of the engine at a time."""
 _MAX_ROWS: Final = 64 * 1024
+_MAX_KEPT: Final = 256
+"""Schemas."""
+_MAX_KEPT_BYTES: Final = 4096
+"""Of one, serialized."""
 _MAX_DEPTH: Final = 32
 """Readers of Arrow streams give up at 64, and recursion needs stack."""
 
 
+@dataclass(frozen=True, slots=True)
+class SentSchema:
+    """The schema of an answer, as it is sent."""
+
+    schema: pa.Schema
+    message: pa.Buffer
+    """The schema, serialized."""
+    is_read: bool
+    """The engine's batches have the very columns of it."""
+
+
+class SentSchemas:
+    """Makes them of what the engine gives, and keeps those of the last answers: they are the same
+    again and again, and Arrow takes as long for one as a ticket's check does. Safe to use from
+    several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[tuple[str, ...], tuple[pa.Schema, SentSchema]] = {}
+        """By the names of the columns; with what it was made of."""
+
+    def of(self, schema: pa.Schema) -> SentSchema:
+        """For batches of `schema`.
+
+        Raises:
+            UnsupportedQuery: it cannot be sent.
+        """
+        names = tuple(schema.names)
+        kept = self._kept.get(names)
+        if kept is not None and kept[0].equals(schema, check_metadata=True):
+            return kept[1]
+        plain = plain_schema(schema)
+        made = SentSchema(plain, plain.serialize(), plain is schema)
+        if made.message.size <= _MAX_KEPT_BYTES:
+            with self._lock:
+                if len(self._kept) >= _MAX_KEPT:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[names] = schema, made
+        return made
+
+
 def read_some(
-    reader: pa.RecordBatchReader, schema: pa.Schema, max_bytes: int
-) -> tuple[pa.RecordBatch | None, bool]:
+    reader: pa.RecordBatchReader, sent: SentSchema, max_bytes: int
+) -> tuple[pa.RecordBatch | None, int, bool]:
     """What `reader` gives up to about `max_bytes`, as one batch (None: nothing) in the form of
-    `schema`, and whether that was all."""
+    `sent`, its bytes, and whether that was all."""
     found: list[pa.RecordBatch] = []
     rows = size = 0
     while rows < _MAX_ROWS and size < max_bytes:
         try:
             batch = reader.read_next_batch()
         except StopIteration:
-            return _joined(found), True
-        batch = plain_batch(batch, schema)
+            return *_joined(found, size), True
+        if not sent.is_read:
+            batch = plain_batch(batch, sent.schema)
         found.append(batch)
         rows += batch.num_rows
         size += batch.nbytes
-    return _joined(found), False
+    return *_joined(found, size), False
 
 
-def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
+def _joined(batches: list[pa.RecordBatch], size: int) -> tuple[pa.RecordBatch | None, int]:
     if len(batches) > 1:
-        return pa.concat_batches(batches)
-    return batches[0] if batches else None
+        joined = pa.concat_batches(batches)
+        return joined, joined.nbytes
+    return (batches[0] if batches else None), size
 
 
 def slices(batch: pa.RecordBatch, max_bytes: int) -> Iterator[pa.RecordBatch]:

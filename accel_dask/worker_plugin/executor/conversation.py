@@ -13,7 +13,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -30,8 +30,8 @@ from accel_dask.ticket_stream import (
     batch_frame,
     end_frame,
     error_frame,
+    frame,
     has_ended,
-    schema_frame,
     send,
     send_now,
     set_send_seconds,
@@ -41,6 +41,8 @@ from accel_dask.worker_plugin.executor.engine_threads import EngineThread, Engin
 log = logging.getLogger(__name__)
 
 _SPARE_SECONDS: Final = 1.0
+_BUFFER_BYTES: Final = 8 * 1024
+"""Tickets are seldom larger. Each connection has one."""
 
 
 class AskerGone(Exception):
@@ -51,7 +53,9 @@ class Answering(Protocol):
     """An answer as it is sent; iterating gives its batches."""
 
     @property
-    def schema(self) -> pa.Schema: ...
+    def schema_message(self) -> pa.Buffer:
+        """Its schema, serialized."""
+        ...
 
     @property
     def deadline(self) -> float: ...
@@ -68,8 +72,9 @@ class Answering(Protocol):
         ...
 
 
-Answer = Callable[[bytes, Callable[[], bool], float], AbstractContextManager[Answering]]
-"""Of a signed ticket, whether its sender is gone, and the monotonic seconds at which it came."""
+Answer = Callable[[bytes, Callable[[], bool], float], tuple[Answering, Callable[[], None]]]
+"""Of a signed ticket, whether its sender is gone, and the monotonic seconds at which it came: the
+answer, and what gives back all that it holds."""
 
 
 class Door(Protocol):
@@ -89,8 +94,8 @@ class _Reply:
     """None: an error is told."""
     rest: Iterator[pa.RecordBatch] | None
     """What follows `pending`, yet to be computed."""
-    held: ExitStack
-    """The answer, until all is sent."""
+    close: Callable[[], None]
+    """Gives back what the answer holds, when all is sent."""
 
 
 Threads = Mapping[FrameKind, EngineThreads]
@@ -107,7 +112,7 @@ class Conversation:
         self._answer = answer
         self._threads = threads
         self._door = door
-        self._reader = FrameReader(connection, MAX_TICKET_BYTES)
+        self._reader = FrameReader(connection, MAX_TICKET_BYTES, _BUFFER_BYTES)
         self._unread: Frame | None = None
         self._unsent: _Reply | None = None
 
@@ -120,14 +125,14 @@ class Conversation:
             InvariantViolated: what came is no ticket.
         """
         while True:
-            frame, self._unread = self._unread or self._reader.read(), None
-            threads = self._threads.get(frame.kind)
+            came, self._unread = self._unread or self._reader.read(), None
+            threads = self._threads.get(came.kind)
             if threads is None:
-                raise InvariantViolated(f"{frame.kind.name} is not for executors")
+                raise InvariantViolated(f"{came.kind.name} is not for executors")
             if not self._door.is_taken_up(self._connection):
                 raise AskerGone("it was ended for another one")
-            kind, ticket = frame.kind, bytes(frame.payload)
-            del frame
+            kind, ticket = came.kind, bytes(came.payload)
+            del came
             loan = threads.lend()
             if loan is None:
                 self._finish(self._begin(ticket))
@@ -153,7 +158,7 @@ class Conversation:
             if not self._is_sent_now(reply):
                 self._unsent = reply
                 return
-            reply.held.close()
+            reply.close()
             del reply
             self._door.keep(self._connection)
             following = self._following(kind, loan.thread)
@@ -172,44 +177,38 @@ class Conversation:
         if loan is None:
             return None
         try:
-            frame = self._reader.poll()
+            came = self._reader.poll()
         except AccelError:
-            frame = None  # it comes up again where the connection is closed for it
-        if frame is not None and frame.kind is not kind:
-            self._unread, frame = frame, None
-        if frame is None or not self._door.is_taken_up(self._connection):
+            came = None  # it comes up again where the connection is closed for it
+        if came is not None and came.kind is not kind:
+            self._unread, came = came, None
+        if came is None or not self._door.is_taken_up(self._connection):
             threads.unlend(loan)
             return None
-        return loan, bytes(frame.payload)
+        return loan, bytes(came.payload)
 
     # On either
 
     def _begin(self, signed: bytes) -> _Reply:
         """The answer as far as it is computed, or what it failed with."""
-        started_at = time.monotonic()
-        told: AccelError
-        with ExitStack() as held:
+        try:
+            answering, close = self._answer(signed, self._has_ended, time.monotonic())
             try:
-                answering = held.enter_context(
-                    self._answer(signed, lambda: has_ended(self._connection), started_at)
-                )
-                rest = iter(answering)
-                pending = schema_frame(answering.schema)
-                for batch in rest:
-                    pending += batch_frame(batch)
-                    if not answering.is_complete:
-                        return _Reply(pending, answering, rest, held.pop_all())
-                pending += end_frame(answering.measured_text())
-                return _Reply(pending, answering, None, held.pop_all())
-            except Exception as error:  # noqa: BLE001 - told and logged
-                told = _told(error)
-        return _Reply(error_frame(told), None, None, ExitStack())
+                return _computed(answering, close)
+            except BaseException:
+                close()
+                raise
+        except Exception as error:  # noqa: BLE001 - told and logged
+            return _Reply(error_frame(_told(error)), None, None, _nothing)
+
+    def _has_ended(self) -> bool:
+        return has_ended(self._connection)
 
     def _finish(self, reply: _Reply) -> None:
         """Send all that is left of `reply`, however long whoever asked takes."""
         answering = reply.answering
         deadline = answering.deadline if answering is not None else time.monotonic()
-        with reply.held:
+        with closing(reply):
             try:
                 self._send(reply.pending, deadline)
                 if reply.rest is not None and answering is not None:
@@ -230,6 +229,22 @@ class Conversation:
             send(self._connection, buffers)
         except OSError as error:
             raise AskerGone(error.strerror or "nothing is taken") from error
+
+
+def _computed(answering: Answering, close: Callable[[], None]) -> _Reply:
+    """`answering` as far as it is here."""
+    rest = iter(answering)
+    pending = frame(FrameKind.SCHEMA, answering.schema_message)
+    for batch in rest:
+        pending += batch_frame(batch)
+        if not answering.is_complete:
+            return _Reply(pending, answering, rest, close)
+    pending += end_frame(answering.measured_text())
+    return _Reply(pending, answering, None, close)
+
+
+def _nothing() -> None:
+    """An error holds nothing."""
 
 
 def _told(error: Exception) -> AccelError:

@@ -14,8 +14,8 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
@@ -32,31 +32,26 @@ class Cores:
         """`workers`: the kernel's numbers of the engine's own threads; none: nothing is done."""
         self._workers: Final = workers
         self._all: Final = frozenset(os.sched_getaffinity(0))
-        self._core_of_this_thread = getattr(ctypes.CDLL(None), "sched_getcpu", None)
+        self._core_of_this_thread = getattr(ctypes.PyDLL(None), "sched_getcpu", None)
         self.is_used: Final = (
             bool(workers)
             and 1 < len(self._all) <= _MAX_CORES
             and self._core_of_this_thread is not None
         )
         self._lock = threading.Lock()
+        self._around: AbstractContextManager[None] = nullcontext()
+        if self.is_used:
+            self._around = _Around(self._begin, self._end)
         self._driving = 0
         self._apart: tuple[int, float] | None = None
         """The thread that stays on its core, and since when."""
         self._left_out = -1
         """The core that the workers are kept from."""
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
+    def apart(self) -> AbstractContextManager[None]:
         """Around what the calling thread does for a query. It starts no threads there: they would
         stay on its core."""
-        if not self.is_used:
-            yield
-            return
-        self._begin()
-        try:
-            yield
-        finally:
-            self._end()
+        return self._around
 
     def balance(self) -> None:
         """Called now and then: leave threads that have been kept apart for long to the kernel."""
@@ -97,6 +92,20 @@ class Cores:
         self._left_out = core
         for worker in self._workers:
             _allow(worker, self._all - {core})
+
+
+class _Around:
+    """Holds nothing, so that one serves all threads."""
+
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        self._begin = begin
+        self._end = end
+
+    def __enter__(self) -> None:
+        self._begin()
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
 
 def _allow(thread: int, cores: frozenset[int] | set[int]) -> None:

@@ -16,6 +16,7 @@ from accel_dask.errors import AccelError, ShardDamaged, ValidationFailed
 from accel_dask.model.ids import ShardId
 from accel_dask.model.tenant import MIB
 from accel_dask.model.ticket import Ticket, shard_database, shard_relation
+from accel_dask.worker_plugin.executor.batches import SentSchemas
 from accel_dask.worker_plugin.executor.cores import Cores, new_threads
 from accel_dask.worker_plugin.executor.cpu_time import CpuMeter
 from accel_dask.worker_plugin.executor.engine_errors import (
@@ -98,6 +99,7 @@ class Engine:
         )
         self.peers: Final = Peers(spec.tenant, quota, bytes.fromhex(spec.ticket_key))
         self.input_views: Final = InputViews(self.cursor)
+        self.sent_schemas: Final = SentSchemas()
         self.cpu: Final = CpuMeter()
         self.watchdog: Final = Watchdog(
             spec.stuck_seconds, on_stuck, cpu=self.cpu, cores=self.cores, die_frozen=die_frozen

@@ -26,7 +26,8 @@ from accel_dask.model.measured import Measured
 from accel_dask.model.ticket import Ticket
 from accel_dask.worker_plugin.executor.batches import (
     READ_ROWS,
-    plain_schema,
+    SentSchema,
+    SentSchemas,
     read_some,
     slices,
 )
@@ -72,6 +73,9 @@ class QueryEngine(Protocol):
 
     @property
     def cores(self) -> Cores: ...
+
+    @property
+    def sent_schemas(self) -> SentSchemas: ...
 
     def cursor(self) -> duckdb.DuckDBPyConnection: ...
 
@@ -120,7 +124,7 @@ class RunningQuery:
         self._queue_seconds = self._gather_seconds = self._engine_seconds = 0.0
         self._counted: tuple[int | None, int | None] = (None, None)
         self._input_stats: InputStats | None = None
-        self.schema: pa.Schema = pa.schema([])
+        self._sent: SentSchema | None = None
         self.is_complete = False
         """All batches are here; the engine works on it no more."""
 
@@ -163,6 +167,18 @@ class RunningQuery:
             raise self._stopped_error()
 
     # The reader's side.
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Known once it has started."""
+        assert self._sent is not None
+        return self._sent.schema
+
+    @property
+    def schema_message(self) -> pa.Buffer:
+        """`schema`, serialized."""
+        assert self._sent is not None
+        return self._sent.message
 
     def start(self) -> None:
         """Wait for a thread of the engine, fetch the inputs, bind, run, and compute the first
@@ -335,33 +351,42 @@ class RunningQuery:
         # A sub-select renames the second of two columns of one name; the query itself does not.
         names = relation.columns
         fields = [field.with_name(name) for field, name in zip(schema, names, strict=True)]
-        self.schema = self._sent_schema(pa.schema(fields), relation.types)
+        self._sent = self._sent_schema(pa.schema(fields), relation.types)
         self.is_complete = True
 
     def _execute(self, cursor: duckdb.DuckDBPyConnection, values: list[Any] | None) -> None:
-        self._reader, types = open_stream(cursor, self._ticket.sql, values, READ_ROWS)
-        self.schema = self._sent_schema(self._reader.schema, types)
+        self._reader, types = open_stream(
+            cursor, self._ticket.sql, values, READ_ROWS, wants_types=self._ticket.is_part
+        )
+        self._sent = self._sent_schema(self._reader.schema, types)
         self._compute()
 
-    def _sent_schema(self, schema: pa.Schema, types: Sequence[object]) -> pa.Schema:
-        plain = plain_schema(schema)
-        return with_types(plain, types) if self._ticket.is_part else plain
+    def _sent_schema(self, schema: pa.Schema, types: Sequence[object] | None) -> SentSchema:
+        sent = self._engine.sent_schemas.of(schema)
+        if not self._ticket.is_part or types is None:
+            return sent
+        typed = with_types(sent.schema, types)
+        return SentSchema(typed, typed.serialize(), sent.is_read)
 
     def _compute(self) -> None:
         """Some more rows of the engine, in slices. It is let go of as soon as it has no more."""
         assert self._reader is not None
-        batch, is_last = read_some(self._reader, self.schema, self._ticket.max_batch_bytes)
+        assert self._sent is not None
+        batch, size, is_last = read_some(self._reader, self._sent, self._ticket.max_batch_bytes)
         self.check_stopped()
         if batch is not None:
-            self._count(batch)
-            self._pending.extend(slices(batch, self._ticket.max_batch_bytes))
+            self._count(batch.num_rows, size)
+            if batch.num_rows and size <= self._ticket.max_batch_bytes:
+                self._pending.append(batch)
+            else:
+                self._pending.extend(slices(batch, self._ticket.max_batch_bytes))
         if is_last and self._ticket.measure and self._cursor is not None:
             self._counted = counted_costs(self._cursor)
         self.is_complete = is_last
 
-    def _count(self, batch: pa.RecordBatch) -> None:
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
+    def _count(self, rows: int, size: int) -> None:
+        self._rows += rows
+        self._bytes += size
         if self._rows > self._max_rows:
             raise RowLimit(
                 f"the answer has more than {self._max_rows} rows, the limit of this query of "

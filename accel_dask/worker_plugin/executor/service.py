@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -112,16 +111,12 @@ class _Calls(flight.ServerMiddlewareFactory):  # type: ignore[misc]
         return _Call()
 
 
-@contextmanager
 def answering(
     desk: TicketDesk, signed: bytes, is_gone: Callable[[], bool], started_at: float
-) -> Iterator[RunningQuery]:
-    """The query of a ticket, for `TicketServer`."""
+) -> tuple[RunningQuery, Callable[[], None]]:
+    """The query of a ticket, and what closes it, for `TicketServer`."""
     job, query = desk.take(signed, is_gone, started_at)
-    try:
-        yield query
-    finally:
-        job.close()
+    return query, job.close
 
 
 def _guarded(work: Callable[[], T]) -> T:

@@ -14,9 +14,15 @@ import pyarrow as pa
 
 
 def open_stream(
-    cursor: duckdb.DuckDBPyConnection, sql: str, values: list[Any] | None, batch_rows: int
-) -> tuple[pa.RecordBatchReader, Sequence[object]]:
-    """The rows of `sql`, computed up to the first, and the engine's types of its columns.
+    cursor: duckdb.DuckDBPyConnection,
+    sql: str,
+    values: list[Any] | None,
+    batch_rows: int,
+    *,
+    wants_types: bool,
+) -> tuple[pa.RecordBatchReader, Sequence[object] | None]:
+    """The rows of `sql`, computed up to the first, and the engine's types of its columns, if they
+    are wanted.
 
     Raises:
         duckdb.Error: it does not bind, or fails.
@@ -26,5 +32,5 @@ def open_stream(
         relation = cursor.sql(sql, params=values)
         return relation.to_arrow_reader(batch_rows), relation.types
     result = submit(sql, values, "stream", batch_rows)
-    types = [column[1] for column in result.description]
+    types = [column[1] for column in result.description] if wants_types else None
     return result.arrow_reader(), types

@@ -61,7 +61,7 @@ class Job:
     def __init__(self, desk: TicketDesk, query_id: str, signature: str) -> None:
         self.query_id: Final = query_id
         self.signature: Final = signature
-        self.cancelled: Final = threading.Event()
+        self.is_cancelled = False
         self.query: RunningQuery | None = None
         self._desk = desk
         self._lock = threading.Lock()
@@ -126,9 +126,7 @@ class TicketDesk:
             self._queries += 1
             self._jobs.setdefault(order.query_id, []).append(job)
         try:
-            job.query = self._engine.run(
-                order, lambda: job.cancelled.is_set() or is_gone(), started_at
-            )
+            job.query = self._engine.run(order, lambda: job.is_cancelled or is_gone(), started_at)
         except BaseException:
             job.close()
             raise
@@ -143,7 +141,7 @@ class TicketDesk:
         with self._lock:
             for job in self._jobs.get(order.query_id, ()):
                 if order.signature in ("", job.signature):
-                    job.cancelled.set()
+                    job.is_cancelled = True
 
     def ended(self, job: Job) -> None:
         with self._lock:
