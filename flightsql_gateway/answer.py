@@ -37,9 +37,9 @@ class Answer:
         return self._stream.plan
 
     @property
-    def receipt(self) -> Receipt | None:
-        """Once the answer is complete or has failed."""
-        return self._record.receipt
+    def summary(self) -> Receipt | None:
+        """Its receipt, as `QueryRecord.summary`, once the answer is complete or has failed."""
+        return self._record.summary
 
     def read(self) -> pa.RecordBatch | None:
         """The next batch; None: the answer is complete.

@@ -21,6 +21,7 @@ from flightsql_gateway.fallback.governor import Fallback
 from flightsql_gateway.flight_sql.server import FlightSqlServer, ServerAddress
 from flightsql_gateway.load_figures import LoadFigures
 from flightsql_gateway.metrics import Metrics
+from flightsql_gateway.observations import Observations
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipt, Receipts
 from flightsql_gateway.registration import Registration
@@ -40,13 +41,14 @@ class GatewayApp:
     def __init__(self, settings: GatewaySettings, store: StateStore) -> None:
         self._settings = settings
         self._store = store
-        self._receipts = Receipts()
+        self._observations = Observations((self._observe,))
+        self._receipts = Receipts(self._observations.settle)
         self._figures = LoadFigures()
         self._shares = Shares(store)
         self._admission = Admission(settings.concurrency, self._shares.limit, self._shares.wake)
         self._fallback = Fallback()
-        self._metrics = Metrics(self._admission, self._fallback)
-        self._watch = CallWatch()
+        self._metrics = Metrics(self._admission, self._fallback, self._observations.settle)
+        self._watch = CallWatch(self._observations.settle)
         self._clients = ExecutorClients()
         self._registration: Registration | None = None
         self.routing: Final = RoutingCache(
@@ -59,7 +61,7 @@ class GatewayApp:
             self.routing,
             self._execution,
             self._watch,
-            observers=(self._observe,),
+            observations=self._observations,
             fallback=self._fallback,
             admission=self._admission,
         )

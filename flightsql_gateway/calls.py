@@ -117,7 +117,10 @@ def ask_pause(age_seconds: float) -> float:
 class CallWatch:
     """Polls the open calls on one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_turn: Callable[[], None] = lambda: None) -> None:
+        """`on_turn`: what else is done there, every few milliseconds while there are calls, and
+        before the thread rests."""
+        self._on_turn = on_turn
         self._changed = threading.Condition()
         self._open: set[Call] = set()
         self._is_closing = False
@@ -146,6 +149,10 @@ class CallWatch:
     def _run(self) -> None:
         busy_at = time.monotonic()
         while True:
+            try:
+                self._on_turn()
+            except Exception:
+                log.exception("what the calls left to do failed")
             with self._changed:
                 if not self._open and time.monotonic() - busy_at > _LINGER_SECONDS:
                     self._is_parked = True

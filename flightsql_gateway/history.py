@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -37,7 +38,9 @@ class ShapeTotals:
 class History:
     """Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
+        """`settle`: as for `Receipts`."""
+        self._settle = settle
         self._pending: deque[tuple[TenantId, str, float, bool]] = deque(maxlen=_MAX_PENDING)
         self._totals: dict[TenantId, dict[str, ShapeTotals]] = {}
         self._lock = threading.Lock()
@@ -54,6 +57,7 @@ class History:
 
     def shapes(self, tenant: TenantId) -> tuple[ShapeTotals, ...]:
         """Those that took the most time first."""
+        self._settle()
         self._fold()
         with self._lock:
             found = tuple(self._totals.get(tenant, {}).values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Final
 
@@ -34,10 +34,12 @@ _GAUGES: Final = {
 class _Places(Collector):
     """Reads the places when it is asked, so that queries need not count for it."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, settle: Callable[[], None]) -> None:
         self._admission = admission
+        self._settle = settle
 
     def collect(self) -> Iterator[Metric]:
+        self._settle()  # registered first, so that the other metrics are up to date as well
         loads = self._admission.loads()
         for name, told in _GAUGES.items():
             gauge = GaugeMetricFamily(f"accel_gateway_{name}", told, labels=("tenant",))
@@ -91,9 +93,12 @@ class _Engines(Collector):
 class Metrics:
     """Observes receipts, the places of `admission` and the engines of `fallback`."""
 
-    def __init__(self, admission: Admission, fallback: Fallback) -> None:
+    def __init__(
+        self, admission: Admission, fallback: Fallback, settle: Callable[[], None] = lambda: None
+    ) -> None:
+        """`settle`: as for `Receipts`."""
         self.registry = CollectorRegistry()
-        self.registry.register(_Places(admission))
+        self.registry.register(_Places(admission, settle))
         self.registry.register(_Engines(fallback))
         self._queries = Counter(
             "accel_gateway_queries_total",

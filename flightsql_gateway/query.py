@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
@@ -17,11 +17,13 @@ from accel_dask.model.routing import ExecutorRoute
 from accel_dask.model.shard_ref import ShardRef
 from accel_dask.query_planner.plan import FragmentKind, QueryLimits, QueryPlan, Verdict
 from flightsql_gateway.auth import Identity
+from flightsql_gateway.observations import Observations
 from flightsql_gateway.receipts import DatasetReceipt, FallbackNote, PartReceipt, Receipt, shortened
 from flightsql_gateway.request_limits import AskedLimits
 from flightsql_gateway.request_pins import Pins
 
-Observer = Callable[[Identity, Receipt], None]
+_REASON_WITH_ANSWER: Final = 500
+"""Characters of why an engine was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ class BatchStream(Protocol):
 class QueryRecord:
     """Collects what the receipt will say."""
 
-    def __init__(self, query: Query, observers: tuple[Observer, ...]) -> None:
+    def __init__(self, query: Query, observations: Observations) -> None:
         self.query_id: Final = uuid.uuid4().hex
         self.plan: QueryPlan | None = None
         self.stream: BatchStream | None = None
@@ -91,16 +93,19 @@ class QueryRecord:
         """What else there is to say of it."""
         self.plan_ms = self.queue_ms = self.run_ms = 0.0
         self.rows = self.bytes = 0
-        self.receipt: Receipt | None = None
+        self.summary: Receipt | None = None
+        """The receipt as it goes along with the answer: without the statement, and with the
+        reason only where an engine was asked. None: the query goes on."""
         self.error: AccelError | None = None
         self._query = query
-        self._observers = observers
+        self._observations = observations
+        self._reason = ""
         self._started = time.monotonic()
         self._started_at_ms = int(time.time() * 1000)
 
     def finish(self, error: BaseException | None) -> None:
-        """Make the receipt and tell the observers, once."""
-        if self.receipt is not None:
+        """Make the receipt and have it told to the observers, once."""
+        if self.summary is not None:
             return
         if isinstance(error, AccelError):
             self.error = error
@@ -108,14 +113,18 @@ class QueryRecord:
         plan = self.stream.plan if self.stream else self.plan
         executor = self.stream.executor if self.stream else None
         measured = self.stream.measured if self.stream else None
-        reason = "; ".join((*(plan.reasons if plan else ()), *filter(None, (self.note,))))
-        self.receipt = Receipt(
+        if error is None:
+            reasons = plan.reasons if plan else ()
+            self._reason = "; ".join((*reasons, self.note) if self.note else reasons)
+        else:
+            self._reason = _told(error)
+        self.summary = Receipt(
             query_id=self.query_id,
             tenant=query.identity.tenant,
             user=query.identity.user,
-            sql=shortened(query.sql),
+            sql="",
             outcome="OK" if error is None else getattr(error, "code", "ACCEL_ERROR"),
-            reason=reason if error is None else _told(error),
+            reason=self._reason[:_REASON_WITH_ANSWER] if self.fallback else "",
             route=_route(plan, executor, measured, self.fallback),
             fallback=str(self.fallback.reason) if self.fallback else "",
             engine=self.fallback.engine if self.fallback else "",
@@ -136,8 +145,13 @@ class QueryRecord:
             limits=_limits(plan.limits) if plan else {},
             **_measured(plan, measured),
         )
-        for observe in self._observers if not query.describe_only else ():
-            observe(query.identity, self.receipt)
+        if not query.describe_only:
+            self._observations.add(query.identity, self._receipt)
+
+    def _receipt(self) -> Receipt:
+        """All of it."""
+        assert self.summary is not None
+        return replace(self.summary, sql=shortened(self._query.sql), reason=self._reason)
 
 
 # Of cached plans, which are asked for again and again.

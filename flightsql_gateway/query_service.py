@@ -36,7 +36,8 @@ from flightsql_gateway.calls import Call, CallWatch
 from flightsql_gateway.execute import Execution, Order
 from flightsql_gateway.explain import SCHEMA, ExplainStream, explained
 from flightsql_gateway.fallback.governor import Fallback, both, forbidden
-from flightsql_gateway.query import Observer, Query, QueryRecord
+from flightsql_gateway.observations import Observations
+from flightsql_gateway.query import Query, QueryRecord
 from flightsql_gateway.request_limits import AskedLimits, lowered, whose
 from flightsql_gateway.request_pins import NamedCalls, check_pins
 from flightsql_gateway.routing_cache import RoutingCache
@@ -57,17 +58,17 @@ class QueryService:
         routing: RoutingCache,
         execution: Execution,
         watch: CallWatch,
-        observers: tuple[Observer, ...] = (),
+        observations: Observations | None = None,
         fallback: Fallback | None = None,
         admission: Admission | None = None,
     ) -> None:
-        """Each of `observers` is told of every query that ended."""
+        """`observations`: of every query that ended."""
         self.admission: Final = admission or Admission()
         self._fallback = fallback or Fallback()
         self._routing = routing
         self._execution = execution
         self._watch = watch
-        self._observers = observers
+        self._observations = observations or Observations(())
         self._plans = PlanCache()
         self._parsing_large = threading.Lock()
         self._named = NamedCalls()
@@ -81,7 +82,7 @@ class QueryService:
         Raises:
             AccelError: it cannot be answered; the class says whether to try again.
         """
-        record = QueryRecord(query, self._observers)
+        record = QueryRecord(query, self._observations)
         try:
             quota = self._routing.current().quota_of(query.identity.tenant)
             watched = self._named.watched(query.identity, query.name, is_cancelled)
@@ -243,7 +244,7 @@ class QueryService:
         Raises:
             AccelError: it cannot be planned.
         """
-        record = QueryRecord(query, self._observers)
+        record = QueryRecord(query, self._observations)
         try:
             table = self._routing.current()
             plan = self._plan(query, table, record)

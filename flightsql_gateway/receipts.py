@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -114,10 +115,12 @@ class FallbackNote:
 class Receipts:
     """The newest thousand of each tenant. Safe to use from several threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, settle: Callable[[], None] = lambda: None) -> None:
+        """`settle` sees to it that all queries that have ended are here; called before a look."""
+        self._settle = settle
         self._lock = threading.Lock()
         self._by_tenant: dict[TenantId, deque[Receipt]] = {}
-        self.history: Final = History()
+        self.history: Final = History(settle)
 
     def add(self, tenant: TenantId, receipt: Receipt) -> None:
         if receipt.outcome == "OK" and receipt.route:
@@ -129,6 +132,7 @@ class Receipts:
 
     def last(self, tenant: TenantId, count: int, user: str = "") -> tuple[Receipt, ...]:
         """The newest first; of `user` alone if it is given."""
+        self._settle()
         with self._lock:
             kept = tuple(self._by_tenant.get(tenant, ()))
         wanted = (one for one in reversed(kept) if user in {"", one.user})
@@ -136,6 +140,7 @@ class Receipts:
 
     def find(self, tenant: TenantId, query_id: str) -> Receipt | None:
         """The receipt of one query; None: it is not known, or known no more."""
+        self._settle()
         with self._lock:
             kept = tuple(self._by_tenant.get(tenant, ()))
         return next((one for one in reversed(kept) if one.query_id == query_id), None)

@@ -57,8 +57,10 @@ class SessionMiddlewareFactory(flight.ServerMiddlewareFactory):  # type: ignore[
         self._logged_in = logged_in
 
     def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> SessionMiddleware:
+        """`headers`: their names in lower case, as HTTP/2 has them."""
         try:
-            admission = self._authenticator.authenticate(_first(headers, "authorization"))
+            header = next(iter(headers.get("authorization", ())), None)
+            admission = self._authenticator.authenticate(header)
             if info.method == flight.FlightMethod.HANDSHAKE:
                 self._logged_in(admission.identity)
             return SessionMiddleware(admission, headers)
@@ -69,10 +71,3 @@ class SessionMiddlewareFactory(flight.ServerMiddlewareFactory):  # type: ignore[
             log.exception("authentication failed unexpectedly")
             raised = to_flight(error)
         raise raised
-
-
-def _first(headers: dict[str, list[str]], name: str) -> str | None:
-    for key, values in headers.items():
-        if key.lower() == name and values:
-            return values[0]
-    return None

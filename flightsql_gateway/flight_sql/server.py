@@ -44,7 +44,7 @@ from flightsql_gateway.flight_sql.request import Request
 from flightsql_gateway.logins import Logins
 from flightsql_gateway.query_service import QueryService
 from flightsql_gateway.receipts import Receipts
-from flightsql_gateway.request_limits import read_limits
+from flightsql_gateway.request_limits import PREFIX, read_limits
 from flightsql_gateway.request_pins import (
     pin_of,
     read_may_fall_back,
@@ -103,8 +103,6 @@ _ACTIONS: Final[dict[str, _Action]] = {
     "accel.cancel": _Action('end the call {"request": "..."}', own_actions.cancel),
     "accel.explain": _Action('the plan of {"sql": "..."} as text', own_actions.explain),
 }
-_TRAILER_REASON: Final = 500
-"""Characters of why an engine was asked."""
 _SMALL_ROWS: Final = 4096
 _SMALL_BYTES: Final = 256 * 1024
 _RECEIPT_TRAILER: Final = "x-accel-receipt"
@@ -307,19 +305,27 @@ class FlightSqlServer(flight.FlightServerBase):  # type: ignore[misc]
 
     def _request(self, context: flight.ServerCallContext) -> Request:
         session = context.get_middleware(handshake.MIDDLEWARE)
-        shard = read_shard(session.headers, session.identity.tenant)
-        return Request(
+        plain = Request(
             identity=session.identity,
             table=self._routing.current(),
             service=self._service,
             receipts=self._receipts,
             handle_key=purpose_key(self._routing.ticket_key(), "handle"),
             is_cancelled=context.is_cancelled,
-            limits=read_limits(session.headers),
-            pins=(*read_pins(session.headers), *pin_of(shard)),
+        )
+        headers = {
+            name: values for name, values in session.headers.items() if name.startswith(PREFIX)
+        }
+        if not headers:  # as of most
+            return plain
+        shard = read_shard(headers, session.identity.tenant)
+        return replace(
+            plain,
+            limits=read_limits(headers),
+            pins=(*read_pins(headers), *pin_of(shard)),
             shard=shard,
-            may_fall_back=read_may_fall_back(session.headers),
-            name=read_request_name(session.headers),
+            may_fall_back=read_may_fall_back(headers),
+            name=read_request_name(headers),
         )
 
 
@@ -371,14 +377,12 @@ class _Batches:
 
 
 def _send_receipt(answer: Answer, context: flight.ServerCallContext) -> None:
-    receipt = answer.receipt
-    if receipt is not None:
+    summary = answer.summary
+    if summary is not None:
         # Trailers must be small, and plain ASCII.
-        reason = receipt.reason[:_TRAILER_REASON] if receipt.fallback else ""
-        short = replace(receipt, sql="", reason=reason)
-        if len(short.parts) > _TRAILER_PARTS:
-            short = replace(short, parts=())
-        text = encode(short).decode()
+        if len(summary.parts) > _TRAILER_PARTS:
+            summary = replace(summary, parts=())
+        text = encode(summary).decode()
         text = text if text.isascii() else json.dumps(json.loads(text))
         _add_trailer(context, _RECEIPT_TRAILER, text)
 
