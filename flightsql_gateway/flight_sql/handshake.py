@@ -10,6 +10,7 @@ from pyarrow import flight
 from accel_dask.errors import AccelError
 from accel_dask.flight_errors import to_flight
 from flightsql_gateway.auth import Admission, Authenticator, Identity
+from flightsql_gateway.lasting_threads import keep_known
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class SessionMiddlewareFactory(flight.ServerMiddlewareFactory):  # type: ignore[
 
     def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> SessionMiddleware:
         """`headers`: their names in lower case, as HTTP/2 has them."""
+        keep_known()
         try:
             header = next(iter(headers.get("authorization", ())), None)
             admission = self._authenticator.authenticate(header)
