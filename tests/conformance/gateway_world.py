@@ -49,6 +49,10 @@ class FakeAnswer:
     between: Callable[[int], None]
     is_complete: bool = False
 
+    @property
+    def schema_message(self) -> pa.Buffer:
+        return self.schema.serialize()
+
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         for index, batch in enumerate(self.batches):
             self.between(index)
@@ -94,10 +98,9 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
     def ticket_port(self) -> int:
         return self.ticket_server.port
 
-    @contextmanager
     def _answer(
         self, signed: bytes, is_gone: Callable[[], bool], started_at: float
-    ) -> Iterator[FakeAnswer]:
+    ) -> tuple[FakeAnswer, Callable[[], None]]:
         order = decode(verify(signed, self.key), Ticket)
         fence(order, TenantId(self.tenant), self.attached)
         self.tickets.append(order)
@@ -113,13 +116,14 @@ class FakeExecutor(flight.FlightServerBase):  # type: ignore[misc]
         except duckdb.Error as error:
             raise InvalidQuery(str(error).split("\n", maxsplit=1)[0]) from error
         batches = [] if order.describe_only else table.to_batches(1000)
-        yield FakeAnswer(table.schema, batches, started_at + order.timeout_ms / 1000, self.between)
+        deadline = started_at + order.timeout_ms / 1000
+        return FakeAnswer(table.schema, batches, deadline, self.between), lambda: None
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         """As for peers, and for clients with a ticket of their own."""
         try:
-            with self._answer(ticket.ticket, lambda: False, time.monotonic()) as answer:
-                return flight.GeneratorStream(answer.schema, iter(answer))
+            answer, _ = self._answer(ticket.ticket, lambda: False, time.monotonic())
+            return flight.GeneratorStream(answer.schema, iter(answer))
         except AccelError as error:
             raise to_flight(error) from None
 
