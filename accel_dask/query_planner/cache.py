@@ -15,11 +15,12 @@ from typing import Final, NamedTuple
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.query_planner.bound import limits_of
+from accel_dask.query_planner.form_plans import FormPlans
 from accel_dask.query_planner.parse import parse
-from accel_dask.query_planner.pipeline import plan_parsed
+from accel_dask.query_planner.pipeline import drafted, plan_of
 from accel_dask.query_planner.plan import ParsedQuery, PlanContext, QueryDraft, QueryPlan
 from accel_dask.query_planner.resolve import resolve
-from accel_dask.query_planner.templates import Templates
+from accel_dask.query_planner.templates import Templates, plain_form
 
 _LARGE_TEXT: Final = 16 * 1024
 _MAX_LARGE: Final = 20
@@ -46,6 +47,7 @@ class PlanCache:
         self._small: _Entries = OrderedDict()
         self._large: _Entries = OrderedDict()
         self._templates = Templates()
+        self._forms = FormPlans(capacity)
 
     def __len__(self) -> int:
         return len(self._small) + len(self._large)
@@ -54,12 +56,11 @@ class PlanCache:
         """As `plan_query`."""
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
-        if entry is None or entry.plan is None or not self._holds(entry, context):
-            with self._draft(key, context) as draft, self._reparsing(context) as able:
-                plan = plan_parsed(draft, able)
-            entry = self._entries(sql).get(key)
-        else:
+        if entry is not None and entry.plan is not None and self._holds(entry, context):
             plan = entry.plan
+        else:
+            plan = self._by_form(sql, context) or self._made(key, context)
+            entry = self._entries(sql).get(key)
         self._keep(key, _Entry(entry.draft if entry else None, context.routing, plan))
         return plan
 
@@ -71,9 +72,31 @@ class PlanCache:
         """
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
-        if entry is None or entry.plan is None or not self._holds(entry, context):
-            with self._draft(key, context) as draft:
-                resolve(draft, context)
+        if entry is not None and entry.plan is not None and self._holds(entry, context):
+            return
+        plan = self._by_form(sql, context)
+        if plan is not None:  # the next question mostly is for it
+            draft = None if entry is None else entry.draft
+            self._keep(key, _Entry(draft, context.routing, plan))
+            return
+        with self._draft(key, context) as parsed:
+            resolve(parsed, context)
+
+    def _by_form(self, sql: str, context: PlanContext) -> QueryPlan | None:
+        """The plan, if it follows from one of the same form."""
+        if context.avoid or context.only is not None:
+            return None
+        form = plain_form(sql)
+        return None if form is None else self._forms.plan(sql, form, context)
+
+    def _made(self, key: _Key, context: PlanContext) -> QueryPlan:
+        with self._draft(key, context) as draft, self._reparsing(context) as able:
+            done = drafted(draft, able)
+            plan = plan_of(done, able)
+            form = plain_form(draft.sql)
+            if form is not None and not context.avoid and context.only is None:
+                self._forms.learn(form, done, plan, context)
+        return plan
 
     @staticmethod
     def _holds(entry: _Entry, context: PlanContext) -> bool:

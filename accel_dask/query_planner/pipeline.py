@@ -48,10 +48,24 @@ def plan_query(sql: str, context: PlanContext) -> QueryPlan:
 
 def plan_parsed(draft: QueryDraft, context: PlanContext) -> QueryPlan:
     """As `plan_query`, for a statement that has passed the gate already."""
+    return plan_of(drafted(draft, context), context)
+
+
+def drafted(draft: QueryDraft, context: PlanContext) -> QueryDraft:
+    """All passes behind the gate.
+
+    Raises:
+        QueryError, NotResident: as `plan_query`.
+    """
     if not context.seed:
         context = replace(context, seed=draft.sql)
     for step in PASSES[1:]:
         draft = step(draft, context)
+    return draft
+
+
+def plan_of(draft: QueryDraft, context: PlanContext) -> QueryPlan:
+    """The plan that `draft` has become."""
     assert draft.parsed is not None
     assert draft.limits is not None
     assert draft.verdict is not None

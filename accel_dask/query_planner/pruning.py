@@ -7,7 +7,7 @@ holds a matching row. Pure; the prune pass calls it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from accel_dask.query_planner.pruning_bounds import BoundsCache, TableShards
 from accel_dask.query_planner.pruning_conditions import kind_of
 from accel_dask.query_planner.pruning_filters import Filters, Unreadable, filters_of
 from accel_dask.query_planner.pruning_scopes import Link, Reading
+from accel_dask.query_planner.pruning_values import ValueFilters, Values, value_filters
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,35 @@ def kept_shards(
         here = KeptShards(shards=tuple(shards), columns=_columns(reading))
         found[id(reading.node)] = here if before is None else _either(before, here)
     return tuple(found.get(id(node)) or _everything(route) for node, route in tables)
+
+
+def value_filters_of(
+    tree: exp.Expr,
+    tables: Sequence[tuple[exp.Table, DatasetRoute]],
+    facts: dict[Any, Any],
+    places: Mapping[int, int],
+    values: Values,
+) -> ValueFilters | None:
+    """What the values of a form decide of its pruning; the others as in `kept_shards`, which
+    has chosen for `values`, and `places` as in `value_filters`. None: that is not clear."""
+    if "filters" not in facts:
+        return None
+    filters = _filters(tree, tables, facts)
+    routes = {id(node): route for node, route in tables}
+    return value_filters(filters, routes, places, values, _CACHE)
+
+
+def is_kept(
+    known: ValueFilters,
+    tree: exp.Expr,
+    tables: Sequence[tuple[exp.Table, DatasetRoute]],
+    facts: dict[Any, Any],
+    values: Values,
+) -> bool:
+    """Whether `known` tells what the conditions themselves do, which hold `values` now."""
+    readings = _filters(tree, tables, facts).readings(tables)
+    matching = tuple(tuple(_matching(readings[number], _CACHE)) for number in known.numbers)
+    return matching == known.kept(values)
 
 
 def _filters(

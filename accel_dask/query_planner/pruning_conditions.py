@@ -42,7 +42,7 @@ from accel_dask.query_planner.pruning_constants import (
 Resolve = Callable[[exp.Column], Operand | None]
 """Where a column's values come from; None: not surely known."""
 
-_OPERATORS: Final[dict[type[exp.Expr], str]] = {
+OPERATORS: Final[dict[type[exp.Expr], str]] = {
     exp.EQ: "=",
     exp.NEQ: "<>",
     exp.LT: "<",
@@ -50,7 +50,7 @@ _OPERATORS: Final[dict[type[exp.Expr], str]] = {
     exp.GT: ">",
     exp.GTE: ">=",
 }
-_FLIPPED: Final = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
+FLIPPED: Final = {"=": "=", "<>": "<>", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 _INTEGERS: Final = frozenset(
     {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"}
@@ -82,7 +82,7 @@ def kind_of(column_type: str) -> tuple[str, int]:
 
 def conjuncts_of(node: exp.Expr) -> list[exp.Expr]:
     """The parts of a condition that all must be TRUE."""
-    return _flat(node, exp.And)
+    return flat(node, exp.And)
 
 
 def predicate_of(node: exp.Expr, resolve: Resolve) -> Predicate:
@@ -91,7 +91,12 @@ def predicate_of(node: exp.Expr, resolve: Resolve) -> Predicate:
     return UNKNOWN if convert is None else convert(node, resolve)
 
 
-def _flat(node: exp.Expr, connector: type[exp.Connector]) -> list[exp.Expr]:
+def says_something(node: exp.Expr) -> bool:
+    """Whether a node of its type may say anything of columns."""
+    return type(node) in _CONVERSIONS
+
+
+def flat(node: exp.Expr, connector: type[exp.Connector]) -> list[exp.Expr]:
     """The operands of a chain of one connector, which may be long, in order."""
     found: list[exp.Expr] = []
     pending = [node]
@@ -107,12 +112,12 @@ def _flat(node: exp.Expr, connector: type[exp.Connector]) -> list[exp.Expr]:
 
 
 def _and(node: exp.Expr, resolve: Resolve) -> Predicate:
-    parts = _flat(node, exp.And)
+    parts = flat(node, exp.And)
     return UNKNOWN if parts == [node] else And(tuple(predicate_of(p, resolve) for p in parts))
 
 
 def _or(node: exp.Expr, resolve: Resolve) -> Predicate:
-    parts = _flat(node, exp.Or)
+    parts = flat(node, exp.Or)
     return UNKNOWN if parts == [node] else Or(tuple(predicate_of(p, resolve) for p in parts))
 
 
@@ -143,14 +148,14 @@ def _column(node: exp.Expr, resolve: Resolve) -> Predicate:
 def _comparison(node: exp.Expr, resolve: Resolve) -> Predicate:
     if not has_only(node, "this", "expression"):
         return UNKNOWN
-    operator = _OPERATORS[type(node)]
+    operator = OPERATORS[type(node)]
     left, right = constant_of(node.this), constant_of(node.expression)
     if left is not None and right is not None:
         return _constants_compared(operator, left, right)
     if right is not None:
         return _compared(operand_of(node.this, resolve), operator, [right])
     if left is not None:
-        return _compared(operand_of(node.expression, resolve), _FLIPPED[operator], [left])
+        return _compared(operand_of(node.expression, resolve), FLIPPED[operator], [left])
     return UNKNOWN
 
 
@@ -275,7 +280,7 @@ _CONVERSIONS: Final[dict[type[exp.Expr], Callable[[exp.Expr, Resolve], Predicate
     exp.Is: _is,
     exp.Like: _like,
     exp.StartsWith: _starts_with,
-    **dict.fromkeys(_OPERATORS, _comparison),
+    **dict.fromkeys(OPERATORS, _comparison),
 }
 
 _PARTS: Final = frozenset(["year", "quarter", "month", "day"])

@@ -105,7 +105,7 @@ def _constant_of(node: exp.Expr) -> Constant | None:
             return _negative(_constant_of(node.this))
         case exp.Cast() if has_only(node, "this", "to", "safe"):  # TRY_CAST, too
             inner = _constant_of(node.this)
-            return None if inner is None else _cast(inner, node.to)
+            return None if inner is None else cast_constant(inner, node.to)
         case exp.Add() | exp.Sub() if has_only(node, "this", "expression"):
             return _sum(node)
         case _:
@@ -113,8 +113,12 @@ def _constant_of(node: exp.Expr) -> Constant | None:
 
 
 def _literal(node: exp.Literal) -> Constant | None:
-    text = str(node.this)
-    if node.is_string:
+    return literal_constant(str(node.this), is_string=node.is_string)
+
+
+def literal_constant(text: str, *, is_string: bool) -> Constant | None:
+    """The constant of a literal: `text` is without its quotes."""
+    if is_string:
         return Constant("string", text)
     if _INTEGER.fullmatch(text):
         return _integer(int(text))
@@ -156,7 +160,12 @@ def is_plain_type(to: exp.DataType, kinds: frozenset[exp.DType]) -> bool:
     return to.this in kinds and not to.expressions and not to.args.get("nested")
 
 
-def _cast(inner: Constant, to: exp.DataType) -> Constant | None:
+def cast_constant(inner: Constant, to: exp.DataType) -> Constant | None:
+    """`CAST(inner AS to)`.
+
+    Raises:
+        ValueError, OverflowError: it is outside the years 1 to 9999.
+    """
     if is_plain_type(to, DATE_TYPES):
         return _cast_to_date(inner)
     if is_plain_type(to, TIMESTAMP_TYPES):
@@ -189,6 +198,19 @@ def _cast_to_timestamp(inner: Constant) -> Constant | None:
 
 def _sum(node: exp.Add | exp.Sub) -> Constant | None:
     left = _constant_of(node.this)
+    is_interval = isinstance(node.expression, exp.Interval)
+    right = None if left is None or is_interval else _constant_of(node.expression)
+    return sum_constant(node, left, right)
+
+
+def sum_constant(
+    node: exp.Add | exp.Sub, left: Constant | None, right: Constant | None
+) -> Constant | None:
+    """`left` plus or minus `right`, or the interval that `node` has there.
+
+    Raises:
+        ValueError, OverflowError: it is outside the years 1 to 9999.
+    """
     if left is None or isinstance(left.value, str):
         return None
     sign = 1 if isinstance(node, exp.Add) else -1
@@ -196,7 +218,6 @@ def _sum(node: exp.Add | exp.Sub) -> Constant | None:
         if left.kind not in {"date", "timestamp"}:
             return None
         return _shifted(int(left.value), sign, node.expression)
-    right = _constant_of(node.expression)
     if right is None or isinstance(right.value, str):
         return None
     if left.kind == "date" and right.kind == "integer":

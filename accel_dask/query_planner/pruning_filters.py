@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from sqlglot import exp
 
 from accel_dask.model.routing import DatasetRoute
-from accel_dask.query_planner.predicates import TRUE, Place, operands
+from accel_dask.query_planner.predicates import TRUE, Place, Predicate, operands
 from accel_dask.query_planner.pruning_bounds import NullRow
 from accel_dask.query_planner.pruning_conditions import conjuncts_of, predicate_of
 from accel_dask.query_planner.pruning_constants import has_only
@@ -104,16 +104,22 @@ class Filters(NamedTuple):
 
 
 def _put(put: Put, readings: Sequence[Reading]) -> None:
+    predicate = predicate_of(put.expression, put.resolver.operand)
+    for table in filtered_by(put, predicate):
+        if predicate not in readings[table].conditions:
+            readings[table].conditions.append(predicate)
+
+
+def filtered_by(put: Put, predicate: Predicate) -> Iterator[int]:
+    """The readings that `predicate`, which is what `put` says, filters."""
     resolver = put.resolver
-    predicate = predicate_of(put.expression, resolver.operand)
     tables: Set[int] = {place.table for used in operands(predicate) for place in used.places}
     if not tables and not predicate.truths(NullRow(-1))[0] & TRUE:  # such as WHERE false
         tables = put.tables
     for table in tables:
         if table in resolver.nullable and predicate.truths(NullRow(table))[0] & TRUE:
             continue
-        if predicate not in readings[table].conditions:
-            readings[table].conditions.append(predicate)
+        yield table
 
 
 def filters_of(tree: exp.Expr, tables: Iterable[tuple[exp.Table, DatasetRoute]]) -> Filters:

@@ -115,7 +115,7 @@ def _scene(draft: QueryDraft, context: PlanContext) -> _Scene:
         one.address: (one.attachments & wanted) - (hot_only if one.is_cold else _NONE)
         for one in known.values()
     }
-    ordered = sorted(known.values(), key=lambda one: _order(one, context.seed))
+    ordered = in_order(known.values(), context.seed)
     scene = _Scene(
         needed={dataset: frozenset(found) for dataset, found in needed.items()},
         wanted=wanted,
@@ -148,11 +148,15 @@ def _attachments(scan: Scan) -> Iterable[tuple[Attachment, int]]:
         yield Attachment(dataset.name, scan.route.epoch, shard.shard_id), shard.source_bytes
 
 
-def _order(executor: ExecutorRoute, seed: str) -> bytes:
+def in_order(executors: Iterable[ExecutorRoute], seed: str) -> list[ExecutorRoute]:
     """Rendezvous order: each seed prefers another executor, and keeps to it. Of one host, the
     newest generation first."""
-    chosen = hashlib.sha256(f"{seed}|{executor.worker}".encode()).digest()
-    return chosen + (2**63 - executor.generation).to_bytes(8)
+
+    def rank(executor: ExecutorRoute) -> bytes:
+        chosen = hashlib.sha256(f"{seed}|{executor.worker}".encode()).digest()
+        return chosen + (2**63 - executor.generation).to_bytes(8)
+
+    return sorted(executors, key=rank)
 
 
 def _named(scans: tuple[Scan, ...]) -> str:

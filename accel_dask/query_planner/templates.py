@@ -37,7 +37,7 @@ _DATES: Final = frozenset([exp.DType.DATE, exp.DType.TIMESTAMP, exp.DType.TIMEST
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """A literal that may change."""
 
     number: int
@@ -49,9 +49,9 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Template:
+class Template:
     parsed: ParsedQuery
-    places: tuple[_Place, ...]
+    places: tuple[Place, ...]
     fixed: tuple[tuple[int, str], ...]
     """Literals that must be the same, by their number."""
 
@@ -75,17 +75,22 @@ class _Template:
         return replace(self.parsed, text="".join(pieces))
 
 
+def plain_form(sql: str) -> Form | None:
+    """The form of `sql`; None: no template is made of it."""
+    return form_of(sql) if len(sql) <= _MAX_TEXT else None
+
+
 class Templates:
     """Least-recently-used templates. Safe to use from several threads: each step is one atomic
     operation, and a template that two threads make is only wasted work."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[TenantId, str], list[_Template]] = OrderedDict()
+        self._kept: OrderedDict[tuple[TenantId, str], list[Template]] = OrderedDict()
 
     @contextmanager
     def filled(self, sql: str, tenant: TenantId) -> Iterator[ParsedQuery | None]:
         """`sql`, parsed, for as long as the context lasts; None: there is no template."""
-        form = form_of(sql) if len(sql) <= _MAX_TEXT else None
+        form = plain_form(sql)
         template = self._take(sql, tenant, form) if form is not None else None
         if form is None or template is None:
             yield None
@@ -98,14 +103,14 @@ class Templates:
     def learn(self, sql: str, tenant: TenantId, parsed: ParsedQuery) -> bool:
         """Make a template of a statement that nobody else uses from then on; False: it cannot be
         one."""
-        form = form_of(sql) if len(sql) <= _MAX_TEXT else None
+        form = plain_form(sql)
         template = _template(sql, form, parsed) if form is not None else None
         if form is None or template is None:
             return False
         self._put(tenant, form, template)
         return True
 
-    def _take(self, sql: str, tenant: TenantId, form: Form) -> _Template | None:
+    def _take(self, sql: str, tenant: TenantId, form: Form) -> Template | None:
         copies = self._kept.get((tenant, form.text), ())
         for template in tuple(copies):
             if template.fits(sql, form):
@@ -116,7 +121,7 @@ class Templates:
                 return template
         return None
 
-    def _put(self, tenant: TenantId, form: Form, template: _Template) -> None:
+    def _put(self, tenant: TenantId, form: Form, template: Template) -> None:
         key = (tenant, form.text)
         copies = self._kept.setdefault(key, [])
         copies.append(template)
@@ -129,14 +134,14 @@ class Templates:
             return
 
 
-def _template(sql: str, form: Form, parsed: ParsedQuery) -> _Template | None:
+def _template(sql: str, form: Form, parsed: ParsedQuery) -> Template | None:
     """None: no literal may change."""
     nodes = {
         node.meta["start"]: node
         for node in parsed.tree.find_all(exp.Literal)
         if "start" in node.meta and _is_value(node)
     }
-    places: list[_Place] = []
+    places: list[Place] = []
     fixed: list[tuple[int, str]] = []
     for number, (start, end) in enumerate(form.literals):
         place = _place(sql, number, (start, end), nodes.get(start), parsed)
@@ -144,12 +149,22 @@ def _template(sql: str, form: Form, parsed: ParsedQuery) -> _Template | None:
             places.append(place)
         else:
             fixed.append((number, sql[start:end]))
-    return _Template(parsed, tuple(places), tuple(fixed)) if places else None
+    if not places:
+        return None
+    template = Template(parsed, tuple(places), tuple(fixed))
+    parsed.facts[Template] = template
+    return template
+
+
+def template_of(parsed: ParsedQuery) -> Template | None:
+    """The template that `parsed` is filled from, or has become."""
+    found: Template | None = parsed.facts.get(Template)
+    return found
 
 
 def _place(
     sql: str, number: int, span: tuple[int, int], node: exp.Literal | None, parsed: ParsedQuery
-) -> _Place | None:
+) -> Place | None:
     start, end = span
     written = sql[start:end]
     if node is None or node.name != (written[1:-1] if node.is_string else written):
@@ -160,7 +175,7 @@ def _place(
     first, last = parsed.token_spans[token]
     if parsed.text[first:last] != written:
         return None
-    return _Place(number, first, last, node)
+    return Place(number, first, last, node)
 
 
 def _is_value(literal: exp.Literal) -> bool:

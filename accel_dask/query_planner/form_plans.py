@@ -1,0 +1,295 @@
+"""Plans kept by the form of their statements: new values mostly give a plan that was made before.
+
+Values decide which shards may match. All else of a plan follows from those, from the form and from
+what is routed where; so where other values of a form leave the same shards, their plan is this one
+with their text put in. Only plans of one fragment without inputs or rollups are kept so: how the
+others are cut depends on values in more ways.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple, TypeVar
+
+from sqlglot import exp
+
+from accel_dask.literals import Form
+from accel_dask.model.ids import TenantId
+from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.tenant import Quota
+from accel_dask.query_planner.bound import limits_of
+from accel_dask.query_planner.month_starts import cheapen_truncations
+from accel_dask.query_planner.plan import (
+    Fragment,
+    PlanContext,
+    QueryDraft,
+    QueryLimits,
+    QueryPlan,
+)
+from accel_dask.query_planner.pruning import is_kept, value_filters_of
+from accel_dask.query_planner.pruning_values import Kept, ValueFilters, Values
+from accel_dask.query_planner.route import in_order
+from accel_dask.query_planner.split import split
+from accel_dask.query_planner.templates import Place, Template, template_of
+
+log = logging.getLogger(__name__)
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+_MAX_FORMS: Final = 300
+_MAX_VARIANTS: Final = 4
+"""Of one form, for other fixed literals or limits."""
+_MAX_SQL: Final = 16 * 1024
+"""Characters of a fragment that is kept so."""
+
+_FIRST_MARK: Final = 0xE000
+_MAX_MARKS: Final = 0xF900 - _FIRST_MARK
+_MARKED: Final = re.compile(r"([\ue000-\uf8ff])\1*")
+"""Characters that stand for nothing, each for one value for as long as this is: no statement that
+has a form holds them."""
+
+
+class _Pattern(NamedTuple):
+    """A plan without its values."""
+
+    plan: QueryPlan
+    """For some values."""
+    pieces: tuple[str, ...]
+    """Its fragment's SQL: pieces of text and, between them, values."""
+    holes: tuple[tuple[int, int], ...]
+    """Index into `pieces` of each value, and its number."""
+    hot: tuple[ExecutorRoute, ...]
+    """Candidates, as `cold`, which come after them."""
+    cold: tuple[ExecutorRoute, ...]
+
+    def sql_with(self, values: Values) -> str:
+        pieces = list(self.pieces)
+        for at, number in self.holes:
+            pieces[at] = values[number]
+        return "".join(pieces)
+
+    def filled(self, sql: str, values: Values, seed: str) -> QueryPlan:
+        """The plan of `sql`, which has `values`."""
+        plan = self.plan
+        fragment = plan.fragments[0]
+        candidates = fragment.candidates
+        if len(candidates) > 1:
+            candidates = (*in_order(self.hot, seed), *in_order(self.cold, seed))
+        return QueryPlan(
+            tenant=plan.tenant,
+            sql=sql,
+            datasets=plan.datasets,
+            fragments=(
+                Fragment(
+                    kind=fragment.kind,
+                    sql=self.sql_with(values),
+                    tokens=fragment.tokens,
+                    candidates=candidates,
+                ),
+            ),
+            limits=plan.limits,
+            parameters=0,
+            parameter_columns=(),
+            verdict=plan.verdict,
+            reasons=plan.reasons,
+            routes=plan.routes,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class _Known:
+    """What is known of a form, with some fixed literals, under one routing table."""
+
+    template: Template
+    tenant: TenantId
+    routing: RoutingTable
+    """The latest that is the same for the tenant."""
+    quota: Quota
+    limits: QueryLimits
+    values: tuple[tuple[int, int], ...]
+    """Of each literal that may change: its number, and how many quotes it is in."""
+    filters: ValueFilters | None
+    """None: values decide more than is read of them."""
+
+    def holds(self, sql: str, form: Form, context: PlanContext) -> bool:
+        if self.routing is not context.routing:
+            if not _is_same(self.routing, context.routing, self.tenant):
+                return False
+            self.routing = context.routing
+        if self.quota is not context.quota and self.limits != limits_of(context.quota):
+            return False
+        return self.template.fits(sql, form)
+
+    def values_of(self, sql: str, form: Form) -> list[str]:
+        literals = form.literals
+        return [
+            sql[literals[number][0] + quote : literals[number][1] - quote]
+            for number, quote in self.values
+        ]
+
+
+class FormPlans:
+    """Least-recently-used patterns. Safe to use from several threads: each step on a map is one
+    atomic operation, and a pattern that is made twice is only wasted work."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._forms: OrderedDict[tuple[TenantId, str], tuple[_Known, ...]] = OrderedDict()
+        self._patterns: OrderedDict[tuple[_Known, Kept], _Pattern] = OrderedDict()
+
+    def plan(self, sql: str, form: Form, context: PlanContext) -> QueryPlan | None:
+        """As `plan_query`; None: it is not known."""
+        try:
+            known = self._known(sql, form, context)
+            if known is None or known.filters is None:
+                return None
+            values = known.values_of(sql, form)
+            kept = known.filters.kept(values)
+            pattern = None if kept is None else self._patterns.get((known, kept))
+            return None if pattern is None else pattern.filled(sql, values, context.seed or sql)
+        except Exception:  # the passes plan it as well: this must not cost the answer
+            log.exception("a plan that is kept by its form is not used: %s", sql)
+            return None
+
+    def learn(self, form: Form, draft: QueryDraft, plan: QueryPlan, context: PlanContext) -> None:
+        """Keep `plan`, which `draft` has become and nobody else fills meanwhile."""
+        try:
+            self._learn(form, draft, plan, context)
+        except Exception:  # as above
+            log.exception("a plan is not kept by its form: %s", plan.sql)
+
+    def _learn(self, form: Form, draft: QueryDraft, plan: QueryPlan, context: PlanContext) -> None:
+        assert draft.parsed is not None
+        template = template_of(draft.parsed)
+        if template is None or not _is_kept_so(template, draft, plan):
+            return
+        known = self._known(plan.sql, form, context)
+        if known is None:
+            known = _understood(template, form, draft, plan, context)
+            self._keep_form(form, known)
+        if known.filters is None:
+            return
+        values = known.values_of(plan.sql, form)
+        kept = known.filters.kept(values)
+        if kept is None:
+            return
+        parsed = draft.parsed
+        if not is_kept(known.filters, parsed.tree, _tables(draft), parsed.facts, values):
+            log.error("plans are not kept by their form: values of %s are misread", plan.sql)
+            known.filters = None
+            return
+        pattern = _pattern(template, draft, plan, values, context)
+        if pattern is not None:
+            _keep(self._patterns, (known, kept), pattern, self._capacity)
+
+    def _known(self, sql: str, form: Form, context: PlanContext) -> _Known | None:
+        for known in self._forms.get((context.tenant, form.text), ()):
+            if known.holds(sql, form, context):
+                return known
+        return None
+
+    def _keep_form(self, form: Form, known: _Known) -> None:
+        key = (known.tenant, form.text)
+        others = [one for one in self._forms.get(key, ()) if one.routing is known.routing]
+        _keep(self._forms, key, (known, *others[: _MAX_VARIANTS - 1]), _MAX_FORMS)
+
+
+def _keep(kept: OrderedDict[_K, _V], key: _K, value: _V, capacity: int) -> None:
+    kept[key] = value
+    try:
+        kept.move_to_end(key)
+        while len(kept) > capacity:
+            kept.popitem(last=False)
+    except KeyError:  # another thread evicted it meanwhile
+        return
+
+
+def _is_same(before: RoutingTable, now: RoutingTable, tenant: TenantId) -> bool:
+    """Whether the tenant's statements are planned alike on both."""
+    return before.alike == now.alike and before.datasets_of(tenant) == now.datasets_of(tenant)
+
+
+def _is_kept_so(template: Template, draft: QueryDraft, plan: QueryPlan) -> bool:
+    return (
+        draft.spread is None
+        and not plan.rollups
+        and not plan.parameters
+        and not any(scan.route.rollups for scan in draft.scans)
+        and draft.scans != ()
+        and len(plan.fragments) == 1
+        and not plan.fragments[0].inputs
+        and len(plan.fragments[0].sql) <= _MAX_SQL
+        and len(template.places) <= _MAX_MARKS
+    )
+
+
+def _understood(
+    template: Template, form: Form, draft: QueryDraft, plan: QueryPlan, context: PlanContext
+) -> _Known:
+    assert draft.parsed is not None
+    literals = [(place.number, int(place.node.is_string)) for place in template.places]
+    known = _Known(
+        template=template,
+        tenant=context.tenant,
+        routing=context.routing,
+        quota=context.quota,
+        limits=plan.limits,
+        values=tuple(literals),
+        filters=None,
+    )
+    places = {id(place.node): number for number, place in enumerate(template.places)}
+    values = known.values_of(plan.sql, form)
+    known.filters = value_filters_of(
+        draft.parsed.tree, _tables(draft), draft.parsed.facts, places, values
+    )
+    return known
+
+
+def _tables(draft: QueryDraft) -> list[tuple[exp.Table, DatasetRoute]]:
+    return [(scan.reference.node, scan.route) for scan in draft.scans]
+
+
+def _pattern(
+    template: Template, draft: QueryDraft, plan: QueryPlan, values: Values, context: PlanContext
+) -> _Pattern | None:
+    """None: `plan` is not what comes of it."""
+    assert draft.parsed is not None
+    marked = replace(draft, parsed=replace(draft.parsed, text=_marked(draft, template.places)))
+    fragment = cheapen_truncations(split(marked, context), context).fragments[0]
+    pieces: list[str] = []
+    holes: list[tuple[int, int]] = []
+    at = 0
+    for found in _MARKED.finditer(fragment.sql):
+        pieces += (fragment.sql[at : found.start()], "")
+        holes.append((len(pieces) - 1, ord(found[1]) - _FIRST_MARK))
+        at = found.end()
+    pieces.append(fragment.sql[at:])
+    planned = plan.fragments[0]
+    pattern = _Pattern(
+        plan=plan,
+        pieces=tuple(pieces),
+        holes=tuple(holes),
+        hot=tuple(one for one in planned.candidates if not one.is_cold),
+        cold=tuple(one for one in planned.candidates if one.is_cold),
+    )
+    is_right = all(0 <= number < len(values) for _, number in holes)
+    seed = context.seed or plan.sql
+    return pattern if is_right and pattern.filled(plan.sql, values, seed) == plan else None
+
+
+def _marked(draft: QueryDraft, places: Sequence[Place]) -> str:
+    """The statement's text with marks for its values."""
+    assert draft.parsed is not None
+    text, at = draft.parsed.text, 0
+    pieces: list[str] = []
+    for number, place in enumerate(places):
+        quote = int(place.node.is_string)
+        mark = chr(_FIRST_MARK + number) * (place.end - place.start - 2 * quote)
+        pieces += (text[at : place.start + quote], mark)
+        at = place.end - quote
+    return "".join((*pieces, text[at:]))
