@@ -172,7 +172,8 @@ def fence(ticket: Ticket, tenant: TenantId, attached: AbstractSet[Attachment]) -
         raise StaleEpoch(f"this executor does not serve tenant {ticket.tenant}")
     for token in ticket.tokens:
         for shard_id in token.shards:
-            if Attachment(token.dataset, token.epoch, shard_id) not in attached:
+            # A tuple is as good as an `Attachment` here, and is made in half the time.
+            if (token.dataset, token.epoch, shard_id) not in attached:
                 raise StaleEpoch(
                     f"epoch {token.epoch} of {ticket.tenant}.{token.dataset} is not served "
                     "here (any more); plan the query again"
@@ -185,7 +186,9 @@ def check_inputs(ticket: Ticket) -> None:
     Raises:
         InvariantViolated: whoever wrote the ticket made a mistake.
     """
-    if ticket.is_part and ticket.inputs:
+    if not ticket.inputs:
+        return
+    if ticket.is_part:
         raise InvariantViolated(f"the part {ticket.query_id} has inputs; a part asks nobody else")
     names = [one.name for one in ticket.inputs]
     if len(set(names)) != len(names) or not all(map(_INPUT_NAME.fullmatch, names)):

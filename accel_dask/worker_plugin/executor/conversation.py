@@ -158,6 +158,7 @@ class Conversation:
             if not self._is_sent_now(reply):
                 self._unsent = reply
                 return
+            loan.thread.do_later()
             reply.close()
             del reply
             self._door.keep(self._connection)

@@ -14,8 +14,8 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -39,19 +39,20 @@ class Cores:
             and self._core_of_this_thread is not None
         )
         self._lock = threading.Lock()
-        self._around: AbstractContextManager[None] = nullcontext()
-        if self.is_used:
-            self._around = _Around(self._begin, self._end)
         self._driving = 0
         self._apart: tuple[int, float] | None = None
         """The thread that stays on its core, and since when."""
         self._left_out = -1
         """The core that the workers are kept from."""
 
-    def apart(self) -> AbstractContextManager[None]:
-        """Around what the calling thread does for a query. It starts no threads there: they would
-        stay on its core."""
-        return self._around
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Around what the calling thread does for a query."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
 
     def balance(self) -> None:
         """Called now and then: leave threads that have been kept apart for long to the kernel."""
@@ -59,7 +60,11 @@ class Cores:
             if self._apart is not None and time.monotonic() - self._apart[1] > LONGEST_SECONDS:
                 self._let_go()
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """The calling thread works for a query from now on, until it calls `end`. It starts no
+        threads meanwhile: they would stay on its core."""
+        if not self.is_used:
+            return
         with self._lock:
             self._driving += 1
             if self._driving > 1:
@@ -73,7 +78,9 @@ class Cores:
             _allow(0, {core})
             self._keep_from(core)
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        if not self.is_used:
+            return
         with self._lock:
             self._driving -= 1
             if self._apart is not None and self._apart[0] == threading.get_native_id():
@@ -92,20 +99,6 @@ class Cores:
         self._left_out = core
         for worker in self._workers:
             _allow(worker, self._all - {core})
-
-
-class _Around:
-    """Holds nothing, so that one serves all threads."""
-
-    def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
-        self._begin = begin
-        self._end = end
-
-    def __enter__(self) -> None:
-        self._begin()
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
 
 
 def _allow(thread: int, cores: frozenset[int] | set[int]) -> None:

@@ -48,6 +48,7 @@ class EngineThread:
         self.loan: Loan | None = None
         self.is_lingering = False
         """Free, and waiting on somebody's connection meanwhile."""
+        self._later: list[Callable[[], None]] = []
         self._work: SimpleQueue[tuple[Callable[[], None], _Done] | None] = SimpleQueue()
         self._disturbed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -66,6 +67,16 @@ class EngineThread:
             failure = done.get()
         if failure is not None:
             raise failure
+
+    def later(self, work: Callable[[], None]) -> None:
+        """On this thread: have `work` done there when the answer that is being made is sent, and
+        before anything else is begun. It must not raise."""
+        self._later.append(work)
+
+    def do_later(self) -> None:
+        """On this thread: do now what was to be done later."""
+        while self._later:
+            self._later.pop()()
 
     def wait_for(self, connection: socket.socket) -> None:
         """On this thread: until `connection` has something to read, or `disturb`."""
@@ -97,6 +108,7 @@ class EngineThread:
             )  # nothing of the query is kept, or freed on a thread with a small stack
             done.put(failure)
             del failure
+            self.do_later()
 
 
 class Loan:

@@ -312,8 +312,7 @@ class RunningQuery:
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
             self.check_stopped()
-            with self._engine.cores.apart():
-                step()
+            self._apart(step)
             if self.is_complete:
                 self._engine.verify(self._ticket)
         except BaseException as error:
@@ -326,6 +325,20 @@ class RunningQuery:
             raise
         if self.is_complete:
             self._drop(is_well=True)
+
+    def _apart(self, step: Callable[[], None]) -> None:
+        thread, cores = self._thread, self._engine.cores
+        assert thread is not None
+        cores.begin()
+        try:
+            step()
+        except BaseException:
+            cores.end()
+            raise
+        if self.is_complete:
+            thread.later(cores.end)  # the answer need not wait for it
+        else:
+            cores.end()
 
     def _begin(self) -> None:
         statement = check_select(self._ticket.sql)
@@ -415,10 +428,17 @@ class RunningQuery:
         elif cursor is not None:
             with contextlib.suppress(duckdb.Error):
                 cursor.abort()
-            with contextlib.suppress(duckdb.Error):
-                cursor.close()
+            if is_well and self._thread is not None:
+                self._thread.later(partial(_close, cursor))
+            else:
+                _close(cursor)
         if self._inputs is not None:
             self._inputs.release()
+
+
+def _close(cursor: duckdb.DuckDBPyConnection) -> None:
+    with contextlib.suppress(duckdb.Error):
+        cursor.close()
 
 
 def _max_rows(ticket: Ticket, spec: ExecutorSpec) -> int:
