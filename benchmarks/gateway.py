@@ -88,6 +88,7 @@ def processes(directory: Path) -> Iterator[tuple[RunningExecutor, ShardId, bytes
                         incarnation=executor.incarnation,
                         state=ExecutorState.READY,
                         address=executor.address,
+                        ticket_port=executor.ticket_port,
                     ),
                 ):
                     put_record(store, record)

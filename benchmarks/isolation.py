@@ -1,6 +1,6 @@
 """What a tenant sees of another one's worst day: latency of its dashboards, alone and beside it.
 
-    python benchmarks/isolation.py [--seconds 15] [--rows 6000000] [--policy default]
+    python benchmarks/isolation.py [--seconds 45] [--rows 6000000] [--policy default]
         [--noise heavy] [--plot FILE] [--json FILE] [--markdown]
 
 The drill that `accel-dask drill noisy-neighbour` runs, on a cluster of its own for each policy: the
@@ -113,7 +113,7 @@ def markdown(policy: Policy, measured: list[Measured]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=45.0, help="of each measurement")
     parser.add_argument("--rows", type=int, default=6_000_000)
     parser.add_argument("--rate", type=float, default=30.0, help="of the victim, per second")
     parser.add_argument("--policy", help="only the policies with this in their name")

@@ -41,15 +41,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 import duckdb
 import pyarrow as pa
 from adbc_driver_flightsql import dbapi
-from answers import difference, publish_all, to_answer
-from pyarrow import flight
+from answers import asks_flight, difference, publish_all, to_answer
 from tpch_data import FACTS, TABLES, large_tpch_quota, tpch_datasets, tpch_directory
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.ids import DatasetId, TenantId
 from accel_dask.model.tenant import Quota
 from accel_dask.model.ticket import shard_database, shard_relation
-from flightsql_gateway.flight_sql import messages
 
 ADDED_P50_MS: Final = 2.0
 ADDED_P99_MS: Final = 6.0
@@ -210,19 +208,6 @@ def asks_duckdb(engine: duckdb.DuckDBPyConnection) -> Iterator[Ask]:
     cursor = engine.cursor()
     yield lambda sql: cursor.sql(sql).to_arrow_table()
     cursor.close()
-
-
-@contextmanager
-def asks_flight(cluster: LocalAccelCluster, token: str) -> Iterator[Ask]:
-    with flight.FlightClient(cluster.gateway_urls[0]) as client:
-        header = client.authenticate_basic_token(TENANT, token)
-        options = flight.FlightCallOptions(headers=[header], timeout=60)
-
-        def ask(sql: str) -> pa.Table:
-            command = messages.wrap(messages.new("CommandStatementQuery", query=sql))
-            return client.do_get(flight.Ticket(command), options).read_all()
-
-        yield ask
 
 
 @contextmanager
@@ -474,7 +459,7 @@ def main() -> int:
     with ExitStack() as stack:
         cluster, token = start(stack, 1, told.scale, quota)
         makers: dict[str, Callable[[], Any]] = {
-            "flight": lambda: asks_flight(cluster, token),
+            "flight": lambda: asks_flight(cluster, TENANT, token),
             "adbc": lambda: asks_adbc(cluster, token),
         }
         directory = stack.enter_context(
@@ -498,7 +483,7 @@ def main() -> int:
         if told.hosts > 1:
             # Only now: a second cluster's own work is felt on a machine of few cores.
             others, other_token = start(stack, told.hosts, told.scale, quota)
-            spread = stack.enter_context(asks_flight(others, other_token))
+            spread = stack.enter_context(asks_flight(others, TENANT, other_token))
             few = {"duckdb": asked["duckdb"], "flight": asked["flight"], "spread": spread}
             print(f"\n{told.hosts} hosts")
             over_hosts = latencies(few, plain, told.rounds)

@@ -15,16 +15,18 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Final
 
+import pyarrow as pa
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
 
-from answers import GatewayClient, difference, gateway_client, publish_all
+from answers import asks_flight, difference, publish_all, to_answer
 from tpch_data import FACTS, tpch_datasets, tpch_quota
 
 from accel_dask.flight_client import FlightSession
@@ -96,19 +98,23 @@ def file_bytes(cluster: LocalAccelCluster, tenant: str) -> int:
 
 
 def measure(
-    name: str, clients: dict[str, GatewayClient], sessions: dict[str, FlightSession], rounds: int
+    name: str,
+    asks: dict[str, Callable[[str], pa.Table]],
+    sessions: dict[str, FlightSession],
+    rounds: int,
 ) -> None:
     draw = random.Random(name)
-    taken: dict[str, list[float]] = {tenant: [] for tenant in clients}
+    taken: dict[str, list[float]] = {tenant: [] for tenant in asks}
     for number in range(rounds + 2):
         day = date(1992, 3, 1) + timedelta(days=draw.randrange(1800))
         sql = QUERIES[name].format(day=day)
         found = {}
-        for tenant, client in clients.items():
+        for tenant, ask in asks.items():
             started = time.perf_counter()
-            found[tenant] = client.ask(sql)
+            table = ask(sql)
             if number >= 2:
                 taken[tenant].append((time.perf_counter() - started) * 1000)
+            found[tenant] = to_answer(table)
         wrong = difference(found[PLAIN], found[ROLLED])
         assert not wrong, f"{wrong}\n{sql}"
     rows = {}
@@ -135,13 +141,13 @@ def main() -> None:
     with ExitStack() as stack:
         cluster, tokens = stack.enter_context(on_a_cluster(arguments.scale))
         url = cluster.gateway_urls[0]
-        clients, sessions = {}, {}
+        asks, sessions = {}, {}
         for tenant, token in tokens.items():
-            clients[tenant] = stack.enter_context(gateway_client(cluster, tenant, token))
+            asks[tenant] = stack.enter_context(asks_flight(cluster, tenant, token))
             sessions[tenant] = stack.enter_context(FlightSession(url, tenant, token))
         print(f"scale {arguments.scale:g}, {arguments.rounds} rounds; P50 and P95")
         for name in QUERIES:
-            measure(name, clients, sessions, arguments.rounds)
+            measure(name, asks, sessions, arguments.rounds)
 
 
 if __name__ == "__main__":

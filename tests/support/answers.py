@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -13,6 +13,7 @@ from typing import Any, Final
 import duckdb
 import pyarrow as pa
 from adbc_driver_flightsql import dbapi
+from pyarrow import flight
 
 from accel_dask import admin
 from accel_dask.errors import (
@@ -27,6 +28,7 @@ from accel_dask.flight_errors import from_flight
 from accel_dask.local import LocalAccelCluster
 from accel_dask.model.dataset import Dataset
 from accel_dask.model.ids import DatasetId, TenantId, WorkerId
+from flightsql_gateway.flight_sql import messages
 
 RELATIVE_TOLERANCE: Final = 1e-9
 """Of doubles alone: the order in which they are added up is nobody's promise."""
@@ -120,6 +122,22 @@ def gateway_client(cluster: LocalAccelCluster, user: str, token: str) -> Iterato
         cluster.gateway_urls[0], db_kwargs={"username": user, "password": token}, autocommit=True
     ) as connection:
         yield GatewayClient(connection)
+
+
+@contextmanager
+def asks_flight(
+    cluster: LocalAccelCluster, user: str, token: str
+) -> Iterator[Callable[[str], pa.Table]]:
+    """One Flight call for a statement and its answer."""
+    with flight.FlightClient(cluster.gateway_urls[0]) as client:
+        header = client.authenticate_basic_token(user, token)
+        options = flight.FlightCallOptions(headers=[header], timeout=60)
+
+        def ask(sql: str) -> pa.Table:
+            command = messages.wrap(messages.new("CommandStatementQuery", query=sql))
+            return client.do_get(flight.Ticket(command), options).read_all()
+
+        yield ask
 
 
 def refusal(text: str) -> Refused:
