@@ -2,8 +2,8 @@
 
 Values decide which shards may match. All else of a plan follows from those, from the form and from
 what is routed where; so where other values of a form leave the same shards, their plan is this one
-with their text put in. Only plans of one fragment without inputs or rollups are kept so: how the
-others are cut depends on values in more ways.
+with their text put in. Plans over rollups are not kept so: values decide in more ways which of
+them answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeVar
 
@@ -32,7 +32,7 @@ from accel_dask.query_planner.plan import (
 )
 from accel_dask.query_planner.pruning import is_kept, value_filters_of
 from accel_dask.query_planner.pruning_values import Kept, ValueFilters, Values
-from accel_dask.query_planner.route import in_order
+from accel_dask.query_planner.route import executors_of, in_order
 from accel_dask.query_planner.split import split
 from accel_dask.query_planner.templates import Place, Template, template_of
 
@@ -54,32 +54,52 @@ _MARKED: Final = re.compile(r"([\ue000-\uf8ff])\1*")
 has a form holds them."""
 
 
-class _Pattern(NamedTuple):
-    """A plan without its values."""
+class _Text(NamedTuple):
+    """SQL without its values."""
 
-    plan: QueryPlan
-    """For some values."""
     pieces: tuple[str, ...]
-    """Its fragment's SQL: pieces of text and, between them, values."""
+    """Pieces of text and, between them, values."""
     holes: tuple[tuple[int, int], ...]
     """Index into `pieces` of each value, and its number."""
-    hot: tuple[ExecutorRoute, ...]
-    """Candidates, as `cold`, which come after them."""
-    cold: tuple[ExecutorRoute, ...]
 
-    def sql_with(self, values: Values) -> str:
+    def filled(self, values: Values) -> str:
         pieces = list(self.pieces)
         for at, number in self.holes:
             pieces[at] = values[number]
         return "".join(pieces)
 
+
+class _Pattern(NamedTuple):
+    """A plan without its values."""
+
+    plan: QueryPlan
+    """For some values."""
+    fragment: Fragment
+    """Its own, of marks in place of values."""
+    text: _Text
+    """Of the fragment."""
+    parts: tuple[tuple[_Text, ...], ...]
+    """Of the parts of each of its inputs."""
+    hot: tuple[ExecutorRoute, ...]
+    """Candidates, as `cold`, which come after them."""
+    cold: tuple[ExecutorRoute, ...]
+
     def filled(self, sql: str, values: Values, seed: str) -> QueryPlan:
         """The plan of `sql`, which has `values`."""
-        plan = self.plan
-        fragment = plan.fragments[0]
+        plan, fragment = self.plan, self.fragment
         candidates = fragment.candidates
         if len(candidates) > 1:
             candidates = (*in_order(self.hot, seed), *in_order(self.cold, seed))
+        inputs = tuple(
+            replace(
+                one,
+                parts=tuple(
+                    replace(part, sql=text.filled(values))
+                    for part, text in zip(one.parts, texts, strict=True)
+                ),
+            )
+            for one, texts in zip(fragment.inputs, self.parts, strict=True)
+        )
         return QueryPlan(
             tenant=plan.tenant,
             sql=sql,
@@ -87,9 +107,11 @@ class _Pattern(NamedTuple):
             fragments=(
                 Fragment(
                     kind=fragment.kind,
-                    sql=self.sql_with(values),
+                    sql=self.text.filled(values),
                     tokens=fragment.tokens,
                     candidates=candidates,
+                    inputs=inputs,
+                    parameters=fragment.parameters,
                 ),
             ),
             limits=plan.limits,
@@ -99,6 +121,22 @@ class _Pattern(NamedTuple):
             reasons=plan.reasons,
             routes=plan.routes,
         )
+
+
+class _Spread(NamedTuple):
+    """In place of a pattern where no executor has everything: who reads what depends on the order
+    of executors, and inputs that are equal are one."""
+
+    executors: tuple[ExecutorRoute, ...]
+    """All of the tenant's."""
+
+    def key(self, values: Values, seed: str) -> _Case:
+        order = tuple(one.address for one in in_order(self.executors, seed))
+        return order, tuple(map(values.index, values))
+
+
+_Case = tuple[tuple[str, ...], tuple[int, ...]]
+"""The order of executors, and of each value the first one that equals it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,7 +178,9 @@ class FormPlans:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._forms: OrderedDict[tuple[TenantId, str], tuple[_Known, ...]] = OrderedDict()
-        self._patterns: OrderedDict[tuple[_Known, Kept], _Pattern] = OrderedDict()
+        self._patterns: OrderedDict[tuple[_Known, Kept, _Case | None], _Pattern | _Spread] = (
+            OrderedDict()
+        )
 
     def plan(self, sql: str, form: Form, context: PlanContext) -> QueryPlan | None:
         """As `plan_query`; None: it is not known."""
@@ -150,8 +190,13 @@ class FormPlans:
                 return None
             values = known.values_of(sql, form)
             kept = known.filters.kept(values)
-            pattern = None if kept is None else self._patterns.get((known, kept))
-            return None if pattern is None else pattern.filled(sql, values, context.seed or sql)
+            if kept is None:
+                return None
+            seed = context.seed or sql
+            pattern = self._patterns.get((known, kept, None))
+            if isinstance(pattern, _Spread):
+                pattern = self._patterns.get((known, kept, pattern.key(values, seed)))
+            return pattern.filled(sql, values, seed) if isinstance(pattern, _Pattern) else None
         except Exception:  # the passes plan it as well: this must not cost the answer
             log.exception("a plan that is kept by its form is not used: %s", sql)
             return None
@@ -184,8 +229,14 @@ class FormPlans:
             known.filters = None
             return
         pattern = _pattern(template, draft, plan, values, context)
-        if pattern is not None:
-            _keep(self._patterns, (known, kept), pattern, self._capacity)
+        if pattern is None:
+            return
+        case: _Case | None = None
+        if draft.spread is not None:
+            spread = _Spread(executors_of(context))
+            case = spread.key(values, context.seed or plan.sql)
+            _keep(self._patterns, (known, kept, None), spread, self._capacity)
+        _keep(self._patterns, (known, kept, case), pattern, self._capacity)
 
     def _known(self, sql: str, form: Form, context: PlanContext) -> _Known | None:
         for known in self._forms.get((context.tenant, form.text), ()):
@@ -216,16 +267,20 @@ def _is_same(before: RoutingTable, now: RoutingTable, tenant: TenantId) -> bool:
 
 def _is_kept_so(template: Template, draft: QueryDraft, plan: QueryPlan) -> bool:
     return (
-        draft.spread is None
-        and not plan.rollups
+        not plan.rollups
         and not plan.parameters
         and not any(scan.route.rollups for scan in draft.scans)
         and draft.scans != ()
         and len(plan.fragments) == 1
-        and not plan.fragments[0].inputs
-        and len(plan.fragments[0].sql) <= _MAX_SQL
+        and sum(map(len, _texts(plan.fragments[0]))) <= _MAX_SQL
         and len(template.places) <= _MAX_MARKS
     )
+
+
+def _texts(fragment: Fragment) -> Iterator[str]:
+    yield fragment.sql
+    for one in fragment.inputs:
+        yield from (part.sql for part in one.parts)
 
 
 def _understood(
@@ -258,38 +313,66 @@ def _pattern(
     template: Template, draft: QueryDraft, plan: QueryPlan, values: Values, context: PlanContext
 ) -> _Pattern | None:
     """None: `plan` is not what comes of it."""
-    assert draft.parsed is not None
-    marked = replace(draft, parsed=replace(draft.parsed, text=_marked(draft, template.places)))
-    fragment = cheapen_truncations(split(marked, context), context).fragments[0]
-    pieces: list[str] = []
-    holes: list[tuple[int, int]] = []
-    at = 0
-    for found in _MARKED.finditer(fragment.sql):
-        pieces += (fragment.sql[at : found.start()], "")
-        holes.append((len(pieces) - 1, ord(found[1]) - _FIRST_MARK))
-        at = found.end()
-    pieces.append(fragment.sql[at:])
-    planned = plan.fragments[0]
+    # Where parts are spread, inputs that are equal are one: there equal values have equal marks.
+    numbers = range(len(values)) if draft.spread is None else map(values.index, values)
+    marks = [
+        chr(_FIRST_MARK + number) * len(value)
+        for number, value in zip(numbers, values, strict=True)
+    ]
+    marked = _cut_with(marks, template.places, draft, context, values)
+    (fragment,) = marked.fragments
+    candidates = plan.fragments[0].candidates
     pattern = _Pattern(
         plan=plan,
-        pieces=tuple(pieces),
-        holes=tuple(holes),
-        hot=tuple(one for one in planned.candidates if not one.is_cold),
-        cold=tuple(one for one in planned.candidates if one.is_cold),
+        fragment=fragment,
+        text=_text(fragment.sql),
+        parts=tuple(tuple(_text(part.sql) for part in one.parts) for one in fragment.inputs),
+        hot=tuple(one for one in candidates if not one.is_cold),
+        cold=tuple(one for one in candidates if one.is_cold),
     )
-    is_right = all(0 <= number < len(values) for _, number in holes)
+    texts = (pattern.text, *(text for texts in pattern.parts for text in texts))
+    is_right = all(number < len(values) for text in texts for _, number in text.holes)
+    is_right = (
+        is_right and plan.reasons[len(plan.reasons) - len(marked.reasons) :] == marked.reasons
+    )
     seed = context.seed or plan.sql
     return pattern if is_right and pattern.filled(plan.sql, values, seed) == plan else None
 
 
-def _marked(draft: QueryDraft, places: Sequence[Place]) -> str:
-    """The statement's text with marks for its values."""
+def _text(sql: str) -> _Text:
+    """`sql`, which has marks."""
+    pieces: list[str] = []
+    holes: list[tuple[int, int]] = []
+    at = 0
+    for found in _MARKED.finditer(sql):
+        pieces += (sql[at : found.start()], "")
+        holes.append((len(pieces) - 1, ord(found[1]) - _FIRST_MARK))
+        at = found.end()
+    return _Text((*pieces, sql[at:]), tuple(holes))
+
+
+def _cut_with(
+    marks: Sequence[str],
+    places: Sequence[Place],
+    draft: QueryDraft,
+    context: PlanContext,
+    values: Values,
+) -> QueryDraft:
+    """`draft`, which is routed, with fragments of `marks` in place of `values`: nothing in how they
+    are cut can come of a value."""
     assert draft.parsed is not None
     text, at = draft.parsed.text, 0
     pieces: list[str] = []
-    for number, place in enumerate(places):
+    for place, mark in zip(places, marks, strict=True):
         quote = int(place.node.is_string)
-        mark = chr(_FIRST_MARK + number) * (place.end - place.start - 2 * quote)
         pieces += (text[at : place.start + quote], mark)
         at = place.end - quote
-    return "".join((*pieces, text[at:]))
+    parsed = replace(draft.parsed, text="".join((*pieces, text[at:])))
+    try:
+        for place, mark in zip(places, marks, strict=True):
+            place.node.set("this", mark)
+        marked = replace(draft, parsed=parsed, reasons=(), fragments=())
+        return cheapen_truncations(split(marked, context), context)
+    finally:
+        for place, value in zip(places, values, strict=True):
+            place.node.set("this", value)

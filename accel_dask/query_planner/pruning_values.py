@@ -226,7 +226,10 @@ def _negated(build: _Build, values: Values) -> Predicate | None:
 
 def _leaf(node: exp.Expr, resolve: Resolve, places: Mapping[int, int]) -> _Leaf | None:
     """None: nothing is known of it, whatever its values."""
-    subject, operators, constants = _parts(node)
+    found = _parts(node)
+    if found is None:
+        return None
+    subject, operators, constants = found
     if subject.find(exp.Column) is None:  # a value may make it a constant
         raise _Unclear
     if not constants or any(constant.find(exp.Column, exp.Query) for constant in constants):
@@ -239,18 +242,21 @@ def _leaf(node: exp.Expr, resolve: Resolve, places: Mapping[int, int]) -> _Leaf 
     return _Leaf(operand, operators, _ranges_of(operand, constants, places))
 
 
-def _parts(node: exp.Expr) -> tuple[exp.Expr, tuple[str, ...], list[exp.Expr]]:
-    """What is compared, how, and with which constants."""
+def _parts(node: exp.Expr) -> tuple[exp.Expr, tuple[str, ...], list[exp.Expr]] | None:
+    """What is compared, how, and with which constants; None: with something else."""
     operator = OPERATORS.get(type(node))
-    if operator is not None and has_only(node, "this", "expression"):
+    if operator is not None:
+        if not has_only(node, "this", "expression"):
+            return None
         left, right = node.this, node.expression
         if left.find(exp.Column) is None:
             return right, (FLIPPED[operator],), [left]
         return left, (operator,), [right]
-    if isinstance(node, exp.Between) and has_only(node, "this", "low", "high"):
-        return node.this, (">=", "<="), [node.args["low"], node.args["high"]]
-    if isinstance(node, exp.In) and has_only(node, "this", "expressions"):
-        return node.this, (), node.expressions
+    if isinstance(node, exp.Between):
+        ends = [node.args["low"], node.args["high"]]
+        return (node.this, (">=", "<="), ends) if has_only(node, "this", "low", "high") else None
+    if isinstance(node, exp.In):
+        return (node.this, (), node.expressions) if has_only(node, "this", "expressions") else None
     raise _Unclear
 
 

@@ -106,16 +106,11 @@ def _scene(draft: QueryDraft, context: PlanContext) -> _Scene:
         if scan.route.table != DATA_TABLE:  # rollups are in shard files alone
             hot_only.update(found)
     wanted = frozenset(sizes)
-    known = {
-        (one.worker, one.generation): one
-        for dataset in context.routing.datasets_of(context.tenant)
-        for one in dataset.executors
-    }
+    ordered = in_order(executors_of(context), context.seed)
     held = {
         one.address: (one.attachments & wanted) - (hot_only if one.is_cold else _NONE)
-        for one in known.values()
+        for one in ordered
     }
-    ordered = in_order(known.values(), context.seed)
     scene = _Scene(
         needed={dataset: frozenset(found) for dataset, found in needed.items()},
         wanted=wanted,
@@ -146,6 +141,16 @@ def _attachments(scan: Scan) -> Iterable[tuple[Attachment, int]]:
     for index in scan.shards:
         shard = scan.route.shards[index]
         yield Attachment(dataset.name, scan.route.epoch, shard.shard_id), shard.source_bytes
+
+
+def executors_of(context: PlanContext) -> tuple[ExecutorRoute, ...]:
+    """All of the tenant's."""
+    known = {
+        (one.worker, one.generation): one
+        for dataset in context.routing.datasets_of(context.tenant)
+        for one in dataset.executors
+    }
+    return tuple(known.values())
 
 
 def in_order(executors: Iterable[ExecutorRoute], seed: str) -> list[ExecutorRoute]:

@@ -32,7 +32,6 @@ from accel_dask.query_planner.plan import PlanContext, QueryPlan
 
 ACME, EPOCH = TenantId("acme"), EpochNumber(1)
 WORLDS = 20
-SEEN: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +80,30 @@ def executors(rng: random.Random, routes: dict[str, DatasetRoute]) -> tuple[Exec
             )
         )
     return tuple(found)
+
+
+def held_by(world: World, hosts: int) -> RoutingTable:
+    """Of each dataset's shards each host has its part."""
+    everything = [
+        Attachment(name, EPOCH, one.shard_id)
+        for name, found in world.routes.items()
+        for one in found.shards
+    ]
+    found = tuple(
+        ExecutorRoute(
+            worker=WorkerId(f"w{number}"),
+            tenant=ACME,
+            generation=1,
+            incarnation=f"i{number}",
+            address=f"grpc://w{number}",
+            attachments=frozenset(everything[number::hosts]),
+        )
+        for number in range(hosts)
+    )
+    routes = {
+        DatasetId(ACME, key): replace(one, executors=found) for key, one in world.routes.items()
+    }
+    return RoutingTable(1, routes, {}, {}, b"")
 
 
 def routing(rng: random.Random, world: World, revision: int) -> RoutingTable:
@@ -177,6 +200,8 @@ def test_a_known_form_is_planned_as_at_first_sight(
     world, cache = worlds[seed % WORLDS], PlanCache()
     quotas = [Quota(), Quota(max_result_rows=7), Quota(max_scan_rows=2)]
     context = PlanContext(tenant=ACME, routing=routing(rng, world, 1), quota=quotas[0])
+    if rng.random() < 0.5:
+        context = replace(context, seed="same")
     sent: set[str] = set()
     for _ in range(12):
         chance = rng.random()
@@ -195,20 +220,51 @@ def test_a_known_form_is_planned_as_at_first_sight(
         assert planned(cache.plan, sql, context) == planned(plan_query, sql, context)
 
 
+PARTED = (
+    "SELECT day, sum(i) FROM t WHERE i > 5 AND b <> 77 GROUP BY day",
+    "SELECT a.i FROM (SELECT i FROM t WHERE i > 1 LIMIT 3) a JOIN (SELECT i FROM t WHERE i > 2 LIMIT 3) b ON a.i = b.i WHERE a.i <> 77",
+    "SELECT x.i FROM (SELECT i FROM t WHERE i > 1 UNION ALL SELECT i FROM t WHERE i > 2) x WHERE x.i + 1 <> 77",
+    "SELECT i FROM u WHERE i IN (SELECT i FROM t WHERE i > 1) AND s IN (SELECT s FROM t WHERE i > 2) AND i <> 77",
+    "SELECT a.i, count(*) FROM t a JOIN u b ON a.i = b.i WHERE a.i > 1 AND b.i < 5 AND a.b <> 77 GROUP BY 1",
+    "SELECT date_trunc('month', day) AS m, median(i) FROM t WHERE i < 5 AND b <> 77 GROUP BY m ORDER BY m LIMIT 10",
+    "SELECT max(i) FROM t WHERE i > 1 AND b <> 77 UNION ALL SELECT max(i) FROM t WHERE i > 2",
+)  # fmt: skip
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(seed=st.integers(0, 10**6), form=st.sampled_from(PARTED), hosts=st.integers(2, 3))
+def test_a_known_form_is_cut_into_parts_as_at_first_sight(
+    worlds: list[World], seed: int, form: str, hosts: int
+) -> None:
+    rng = random.Random(seed)
+    cache, table = PlanCache(), held_by(worlds[seed % WORLDS], hosts)
+    for number in range(25):
+        context = PlanContext(tenant=ACME, routing=table, seed=rng.choice("ab"))
+        sql = re.sub(r"(?<=[<>] )\d\b", lambda _: rng.choice("05"), form)
+        sql = sql.replace("77", str(number + 10))  # else it is answered out of plans by statement
+        expected = planned(plan_query, sql, context)
+        assert planned(cache.plan, sql, context) == expected
+
+
 def test_most_statements_of_a_known_form_are_not_planned_again(
     worlds: list[World], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = FormPlans.plan
+    plan, seen = FormPlans.plan, Counter[str]()
 
     def counted(*args: object) -> QueryPlan | None:
         found = plan(*args)  # type: ignore[arg-type]
-        SEEN["known" if found is not None else "unknown"] += 1
+        seen["known" if found is not None else "unknown"] += 1
+        seen["spread"] += found is not None and bool(found.fragments[0].inputs)
         return found
 
     monkeypatch.setattr(FormPlans, "plan", counted)
     rng = random.Random(5)
-    table = routing(random.Random(1), worlds[0], 1)
-    context = PlanContext(tenant=ACME, routing=table)
+    tables = [held_by(worlds[0], hosts) for hosts in (1, 2)]
     forms = [
         STATEMENTS[number].format(
             "i > 5 AND day BETWEEN DATE '2013-01-01' AND DATE '2013-02-01' AND NOT b IN (1, 2)",
@@ -217,8 +273,10 @@ def test_most_statements_of_a_known_form_are_not_planned_again(
         )
         for number in range(11)
     ]
-    cache = PlanCache()
-    for form in forms:
-        for _ in range(60):
-            cache.plan(with_other_values(rng, form), context)
-    assert SEEN["known"] > SEEN["unknown"]
+    for context in (PlanContext(tenant=ACME, routing=one) for one in tables):
+        cache = PlanCache()
+        for form in forms:
+            for _ in range(60):
+                planned(cache.plan, with_other_values(rng, form), context)
+    assert seen["known"] > seen["unknown"]
+    assert seen["spread"] > 100
