@@ -190,6 +190,24 @@ def test_parts_have_threads_of_their_own_also_on_a_connection_of_queries(one: Si
     assert (one.threads.free_count, one.part_threads.free_count) == (1, 1)
 
 
+def test_what_is_left_for_later_is_done_after_an_answer_and_before_the_next(one: Site) -> None:
+    done: list[bytes] = []
+    thread = one.threads._all[0]
+
+    def work(signed: bytes) -> None:
+        done.append(signed)
+        thread.later(lambda: done.append(b"after " + signed))
+
+    one.work = work
+    gateway = one.connect()
+    assert [gateway.ask(1), gateway.ask(2)] == [1, 2]
+    query = Query(one.threads)
+    query.compute(lambda: work(b"3"))
+    query.compute(lambda: done.append(b"4"))
+    query.end()
+    assert done == [b"1", b"after 1", b"2", b"after 2", b"3", b"after 3", b"4"]
+
+
 def test_a_thread_that_lingers_is_free_for_whoever_asks(one: Site) -> None:
     first, second = one.connect(), one.connect()
     for number in range(10):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -103,6 +105,19 @@ def test_a_small_answer_lets_go_of_the_engine_before_it_is_read(world: World) ->
     assert query.is_complete
     world.assert_idle()
     assert [batch.to_pylist() for batch in query] == [[{"one": 1}]]
+
+
+def test_threads_of_the_engine_are_bound_to_no_core_between_queries(world: World) -> None:
+    seen: list[set[int]] = []
+    for sql in ("SELECT 1", "SELECT * FROM range(50000)", "SELECT error('x')"):
+        with contextlib.suppress(AccelError):
+            query = world.engine.run(make_ticket(sql))
+            list(query)
+            query.close()
+        for thread in world.engine.threads._all:
+            thread.call(lambda: seen.append(os.sched_getaffinity(0)))
+        assert world.engine.cores._driving == 0
+    assert seen == [os.sched_getaffinity(0)] * len(seen)
 
 
 def test_a_large_answer_streams_in_bounded_batches_and_in_order(world: World) -> None:

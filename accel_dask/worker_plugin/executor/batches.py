@@ -35,13 +35,13 @@ class SentSchema:
 
 class SentSchemas:
     """Makes them of what the engine gives, and keeps those of the last answers: they are the same
-    again and again, and Arrow takes as long for one as a ticket's check does. Safe to use from
-    several threads."""
+    again and again, and to look for dictionaries takes as long as a ticket's check does. Safe to
+    use from several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: dict[tuple[str, ...], tuple[pa.Schema, SentSchema]] = {}
-        """By the names of the columns; with what it was made of."""
+        self._kept: dict[bytes, SentSchema] = {}
+        """By what they were made of, serialized."""
 
     def of(self, schema: pa.Schema) -> SentSchema:
         """For batches of `schema`.
@@ -49,17 +49,19 @@ class SentSchemas:
         Raises:
             UnsupportedQuery: it cannot be sent.
         """
-        names = tuple(schema.names)
-        kept = self._kept.get(names)
-        if kept is not None and kept[0].equals(schema, check_metadata=True):
-            return kept[1]
+        message = schema.serialize()
+        key = message.to_pybytes()
+        kept = self._kept.get(key)
+        if kept is not None:
+            return kept
         plain = plain_schema(schema)
-        made = SentSchema(plain, plain.serialize(), plain is schema)
-        if made.message.size <= _MAX_KEPT_BYTES:
+        is_read = plain is schema
+        made = SentSchema(plain, message if is_read else plain.serialize(), is_read)
+        if len(key) <= _MAX_KEPT_BYTES:
             with self._lock:
                 if len(self._kept) >= _MAX_KEPT:
                     del self._kept[next(iter(self._kept))]
-                self._kept[names] = schema, made
+                self._kept[key] = made
         return made
 
 
