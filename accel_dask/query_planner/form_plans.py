@@ -171,6 +171,9 @@ class _Known:
         ]
 
 
+_Key = tuple[_Known, Kept, _Case | None]
+
+
 class FormPlans:
     """Least-recently-used patterns. Safe to use from several threads: each step on a map is one
     atomic operation, and a pattern that is made twice is only wasted work."""
@@ -178,9 +181,8 @@ class FormPlans:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         self._forms: OrderedDict[tuple[TenantId, str], tuple[_Known, ...]] = OrderedDict()
-        self._patterns: OrderedDict[tuple[_Known, Kept, _Case | None], _Pattern | _Spread] = (
-            OrderedDict()
-        )
+        self._patterns: OrderedDict[_Key, _Pattern | _Spread | None] = OrderedDict()
+        """None: seen once. How a query is cut into parts is only learned where it comes again."""
 
     def plan(self, sql: str, form: Form, context: PlanContext) -> QueryPlan | None:
         """As `plan_query`; None: it is not known."""
@@ -193,10 +195,15 @@ class FormPlans:
             if kept is None:
                 return None
             seed = context.seed or sql
-            pattern = self._patterns.get((known, kept, None))
+            key: _Key = (known, kept, None)
+            pattern = self._patterns.get(key)
             if isinstance(pattern, _Spread):
-                pattern = self._patterns.get((known, kept, pattern.key(values, seed)))
-            return pattern.filled(sql, values, seed) if isinstance(pattern, _Pattern) else None
+                key = (known, kept, pattern.key(values, seed))
+                pattern = self._patterns.get(key)
+            if not isinstance(pattern, _Pattern):
+                return None
+            _keep(self._patterns, key, pattern, self._capacity)
+            return pattern.filled(sql, values, seed)
         except Exception:  # the passes plan it as well: this must not cost the answer
             log.exception("a plan that is kept by its form is not used: %s", sql)
             return None
@@ -223,20 +230,22 @@ class FormPlans:
         kept = known.filters.kept(values)
         if kept is None:
             return
+        key: _Key = (known, kept, None)
+        if draft.spread is not None:
+            spread = _Spread(executors_of(context))
+            _keep(self._patterns, key, spread, self._capacity)
+            key = (known, kept, spread.key(values, context.seed or plan.sql))
+            if key not in self._patterns:
+                _keep(self._patterns, key, None, self._capacity)
+                return
         parsed = draft.parsed
         if not is_kept(known.filters, parsed.tree, _tables(draft), parsed.facts, values):
             log.error("plans are not kept by their form: values of %s are misread", plan.sql)
             known.filters = None
             return
         pattern = _pattern(template, draft, plan, values, context)
-        if pattern is None:
-            return
-        case: _Case | None = None
-        if draft.spread is not None:
-            spread = _Spread(executors_of(context))
-            case = spread.key(values, context.seed or plan.sql)
-            _keep(self._patterns, (known, kept, None), spread, self._capacity)
-        _keep(self._patterns, (known, kept, case), pattern, self._capacity)
+        if pattern is not None:
+            _keep(self._patterns, key, pattern, self._capacity)
 
     def _known(self, sql: str, form: Form, context: PlanContext) -> _Known | None:
         for known in self._forms.get((context.tenant, form.text), ()):

@@ -243,7 +243,7 @@ def test_a_known_form_is_cut_into_parts_as_at_first_sight(
 ) -> None:
     rng = random.Random(seed)
     cache, table = PlanCache(), held_by(worlds[seed % WORLDS], hosts)
-    for number in range(25):
+    for number in range(40):
         context = PlanContext(tenant=ACME, routing=table, seed=rng.choice("ab"))
         sql = re.sub(r"(?<=[<>] )\d\b", lambda _: rng.choice("05"), form)
         sql = sql.replace("77", str(number + 10))  # else it is answered out of plans by statement
