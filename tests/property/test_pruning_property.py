@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import duckdb
 import pytest
 import sqlglot
+from answers import without_rewrites
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlglot import exp
@@ -168,6 +169,7 @@ def make_world(engine: duckdb.DuckDBPyConnection, seed: int) -> World:
 @pytest.fixture(scope="module")
 def worlds() -> Iterator[list[World]]:
     with duckdb.connect() as engine:
+        without_rewrites(engine)
         engine.execute("SET TimeZone = 'UTC'")
         engine.execute("SET threads = 1")
         yield [make_world(engine, seed) for seed in range(WORLDS)]
