@@ -52,7 +52,7 @@ format: ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 
 bench: ## the benchmarks, with ratios, and the noisy neighbour's picture (an hour; see docs/benchmarks.md)
-	@scripts/setup.sh $(VENV) test
+	@scripts/setup.sh $(VENV) test,bench
 	@missed=; for file in benchmarks/*.py; do \
 		[ $$file = benchmarks/isolation.py ] && flags="--plot docs/noisy-neighbour.png --markdown" || flags=; \
 		echo "== $$file $$flags"; $(BIN)/python $$file $$flags || missed="$$missed $$file"; \

@@ -22,11 +22,13 @@ from accel_dask.errors import (
     NotResident,
     QueryError,
     ResourceExhausted,
+    UnsupportedQuery,
 )
 from accel_dask.model.ids import TenantId
 from accel_dask.model.routing import RoutingTable
 from accel_dask.model.tenant import Quota
 from accel_dask.query_planner.cache import PlanCache
+from accel_dask.query_planner.engine_faults import NAN_REFUSED
 from accel_dask.query_planner.pipeline import explain, plan_query, shards_to_read
 from accel_dask.query_planner.plan import PlanContext, QueryPlan, Scan
 from flightsql_gateway.admission import Admission, Slot
@@ -41,7 +43,7 @@ from flightsql_gateway.query import Query, QueryRecord
 from flightsql_gateway.request_limits import AskedLimits, lowered, whose
 from flightsql_gateway.request_pins import NamedCalls, check_pins
 from flightsql_gateway.routing_cache import RoutingCache
-from flightsql_gateway.tickets import TicketContext, ticket_of
+from flightsql_gateway.tickets import TicketContext, has_nan, ticket_of
 
 log = logging.getLogger(__name__)
 
@@ -316,6 +318,8 @@ class QueryService:
             raise InvalidQuery(
                 f"the query has {plan.parameters} parameters; {query.parameter_count} were given"
             )
+        if plan.minds_nan and has_nan(query.parameters):
+            raise UnsupportedQuery(NAN_REFUSED)
         return plan
 
     @contextmanager

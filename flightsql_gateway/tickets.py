@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Final
@@ -106,3 +107,17 @@ def select_parameters(parameters: bytes, wanted: tuple[int, ...] | None) -> byte
         writer.write_table(selected)
     data: bytes = sink.getvalue().to_pybytes()
     return data
+
+
+def has_nan(parameters: bytes) -> bool:
+    """Whether a value of `parameters`, as above, is NaN, or a text that may become one."""
+    if not parameters:
+        return False
+    (row,) = pa.ipc.open_stream(parameters).read_all().to_pylist()
+    return any(_is_nan(value) for value in row.values())
+
+
+def _is_nan(value: object) -> bool:
+    if isinstance(value, str):
+        return value.strip().lower().lstrip("+-") == "nan"
+    return isinstance(value, float) and math.isnan(value)

@@ -22,6 +22,10 @@ _TIMES: Final = frozenset(
 )
 
 _REASON: Final = "date_trunc is kept from the engine's optimiser, which errs where it is of a date"
+NAN_REFUSED: Final = (
+    "a query that compares with NaN and negates columns is not served here: the engine's optimiser "
+    "errs on -x < 'NaN'; write isnan(x), or 0 - x for -x"
+)
 _NAN: Final = re.compile(r"'\s*[+-]?nan\s*'", re.IGNORECASE)
 _ORDERED: Final = (exp.LT, exp.LTE, exp.GT, exp.GTE, exp.Between)
 
@@ -34,7 +38,8 @@ def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft: 
             may be compared with NaN.
     """
     assert draft.parsed is not None
-    _check_nan(draft.parsed)
+    draft = _with_nan_minded(draft)
+    assert draft.parsed is not None
     found = short_truncations(draft.parsed.text)
     if not found:
         return draft
@@ -52,18 +57,22 @@ def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft: 
     return replace(draft, parsed=parsed, reasons=(*draft.reasons, _REASON))
 
 
-def _check_nan(parsed: ParsedQuery) -> None:
-    """`-x < 'NaN'` becomes `x > '-NaN'`, which is another thing: NaN is above all numbers."""
-    if not _NAN.search(parsed.text):
-        return
+def _with_nan_minded(draft: QueryDraft) -> QueryDraft:
+    """`-x < 'NaN'` becomes `x > '-NaN'`, which is another thing: NaN is above all numbers. A
+    parameter may be one, too, which is known when it is bound."""
+    parsed = draft.parsed
+    assert parsed is not None
+    has_nan = _NAN.search(parsed.text) is not None
+    if not has_nan and not parsed.parameter_columns:
+        return draft
     is_negated = any(
         not isinstance(node.this, exp.Literal) for node in parsed.tree.find_all(exp.Neg)
     )
-    if is_negated and parsed.tree.find(*_ORDERED) is not None:
-        raise UnsupportedQuery(
-            "a query that compares with NaN and negates columns is not served here: the engine's "
-            "optimiser errs on -x < 'NaN'; write isnan(x), or 0 - x for -x"
-        )
+    if not is_negated or parsed.tree.find(*_ORDERED) is None:
+        return draft
+    if has_nan:
+        raise UnsupportedQuery(NAN_REFUSED)
+    return replace(draft, minds_nan=True)
 
 
 def _times(draft: QueryDraft) -> frozenset[str]:

@@ -76,6 +76,7 @@ def plan_of(draft: QueryDraft, context: PlanContext) -> QueryPlan:
         fragments=draft.fragments,
         limits=draft.limits,
         parameters=len(draft.parsed.parameter_columns),
+        minds_nan=draft.minds_nan,
         parameter_columns=draft.parsed.parameter_columns,
         verdict=draft.verdict,
         reasons=draft.reasons,

@@ -175,6 +175,8 @@ class QueryPlan:
     """What was decided and why, one sentence per pass that has something to say."""
     routes: tuple[DatasetRoute, ...]
     """What it was planned on: the plan holds for as long as these do."""
+    minds_nan: bool = False
+    """Whether the engine errs if a parameter is NaN; see `engine_faults`."""
     rollups: tuple[str, ...] = ()
     """As in `QueryDraft`."""
 
@@ -283,6 +285,8 @@ class QueryDraft:
     cold: frozenset[Attachment] = frozenset()
     """Shards that no hot executor has, to be read from the source's files."""
     fragments: tuple[Fragment, ...] = ()
+    minds_nan: bool = False
+    """As in `QueryPlan`."""
     rollups: tuple[str, ...] = ()
     """Which rollups are read, and why declared ones are not."""
     reasons: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from typing import Any
@@ -51,6 +52,15 @@ def test_parameters_of_every_plain_type(connection: Any) -> None:
     assert rows(connection, "select count(*) from flights where id < ?", [10]) == [(10,)]
     assert rows(connection, "select count(*) from flights where carrier = ?", ["C1"]) == [(33,)]
     assert rows(connection, "select ?, ?, ? is null", [1.5, "x", None]) == [(1.5, "x", True)]
+
+
+@pytest.mark.parametrize("nan", [math.nan, " -NaN"])
+def test_a_parameter_that_the_engine_errs_on_is_refused(connection: Any, nan: object) -> None:
+    sql = "select count(*) from flights where {}id::double < ?"
+    with pytest.raises(dbapi.Error, match="NaN"):
+        rows(connection, sql.format("-"), [nan])
+    assert rows(connection, sql.format("0 - "), [nan]) == [(100,)]
+    assert rows(connection, sql.format("-"), [-90.0]) == [(9,)]
 
 
 def test_the_same_prepared_statement_runs_with_other_values(connection: Any) -> None:
