@@ -395,12 +395,13 @@ class Fetch:
 
     def _ping(self, share: _Share, call: PartCall) -> None:
         is_there = call.is_answering()
-        self._pinged.discard(call)
-        if is_there or share.call is not call:
+        if share.call is not call:
             return
-        if not share.sources and time.monotonic() - call.last_sign < LOST_SECONDS:
-            return  # asked again at the next tick
-        self._mail.put(_Silent(share, call))
+        may_wait = not share.sources and time.monotonic() - call.last_sign < LOST_SECONDS
+        if is_there or may_wait:
+            self._pinged.discard(call)  # it is asked again at the next tick
+        else:
+            self._mail.put(_Silent(share, call))
 
     # There, or where frames are read.
 
