@@ -754,7 +754,7 @@ def test_a_host_ends_when_told_to_although_its_scheduler_is_gone(site: Site, acm
     acme.ready_executor()
     family = site.family()
     site.scheduler.kill()
-    wait_for("a worker that waits for it", lambda: site.worker_pid() not in (0, worker))
+    wait_for("a worker that waits for it", lambda: site.worker_pid() not in (0, worker), 60)
     assert site.nanny is not None
     site.nanny.terminate()
     assert site.nanny.wait(15) == 0
