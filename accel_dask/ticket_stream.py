@@ -62,10 +62,6 @@ def frame(kind: FrameKind, payload: Payload) -> list[Payload]:
     return [_HEAD.pack(kind, len(payload)), payload]
 
 
-def schema_frame(schema: pa.Schema) -> list[Payload]:
-    return frame(FrameKind.SCHEMA, schema.serialize())
-
-
 def batch_frame(batch: pa.RecordBatch) -> list[Payload]:
     return frame(FrameKind.BATCH, batch.serialize())
 

@@ -9,12 +9,17 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "support"))
+
+from routes import executor_route
 
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.query_planner.cache import PlanCache
 from accel_dask.query_planner.pipeline import plan_query, warm_up
@@ -40,18 +45,13 @@ def context(shards: int, hosts: int) -> PlanContext:
     flights = [ShardId(f"{index:032x}") for index in range(shards)]
     airlines = ShardId("f" * 32)
     executors = tuple(
-        ExecutorRoute(
-            worker=WorkerId(f"w{host}"),
+        executor_route(
+            [
+                Attachment("airlines", EPOCH, airlines),
+                *(Attachment("flights", EPOCH, shard) for shard in flights[host::hosts]),
+            ],
+            worker=f"w{host}",
             tenant=TENANT,
-            generation=1,
-            incarnation=f"i{host}",
-            address=f"grpc://w{host}",
-            attachments=frozenset(
-                [
-                    Attachment("airlines", EPOCH, airlines),
-                    *(Attachment("flights", EPOCH, shard) for shard in flights[host::hosts]),
-                ]
-            ),
         )
         for host in range(hosts)
     )

@@ -6,7 +6,6 @@ them is shared between statements that differ in values only; see `templates`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -19,6 +18,7 @@ from accel_dask.query_planner.form_plans import FormPlans
 from accel_dask.query_planner.parse import parse
 from accel_dask.query_planner.pipeline import drafted, plan_of
 from accel_dask.query_planner.plan import ParsedQuery, PlanContext, QueryDraft, QueryPlan
+from accel_dask.query_planner.recently_used import RecentlyUsed
 from accel_dask.query_planner.resolve import resolve
 from accel_dask.query_planner.templates import Templates, plain_form
 
@@ -35,17 +35,16 @@ class _Entry(NamedTuple):
 
 
 _Key = tuple[TenantId, str, tuple[tuple[str, int], ...]]
-_Entries = OrderedDict[_Key, _Entry]
+_Entries = RecentlyUsed[_Key, _Entry]
 
 
 class PlanCache:
-    """Least-recently-used plans. Safe to use from several threads: each step on the map is one
-    atomic operation, and a plan that is made twice is only wasted work."""
+    """Plans used last. Safe to use from several threads: a plan that is made twice is only wasted
+    work."""
 
     def __init__(self, capacity: int = 1000) -> None:
-        self._capacity = capacity
-        self._small: _Entries = OrderedDict()
-        self._large: _Entries = OrderedDict()
+        self._small: _Entries = RecentlyUsed(capacity)
+        self._large: _Entries = RecentlyUsed(_MAX_LARGE)
         self._templates = Templates()
         self._forms = FormPlans(capacity)
 
@@ -56,9 +55,8 @@ class PlanCache:
         """As `plan_query`."""
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
-        if entry is not None and entry.plan is not None and self._holds(entry, context):
-            plan = entry.plan
-        else:
+        plan = _held(entry, context)
+        if plan is None:
             plan = self._by_form(sql, context) or self._made(key, context)
             entry = self._entries(sql).get(key)
         self._keep(key, _Entry(entry.draft if entry else None, context.routing, plan))
@@ -72,7 +70,7 @@ class PlanCache:
         """
         key = (context.tenant, sql, context.asked)
         entry = self._entries(sql).get(key)
-        if entry is not None and entry.plan is not None and self._holds(entry, context):
+        if _held(entry, context) is not None:
             return
         plan = self._by_form(sql, context)
         if plan is not None:  # the next question mostly is for it
@@ -84,7 +82,7 @@ class PlanCache:
 
     def _by_form(self, sql: str, context: PlanContext) -> QueryPlan | None:
         """The plan, if it follows from one of the same form."""
-        if context.avoid or context.only is not None:
+        if not _is_of_any_executor(context):
             return None
         form = plain_form(sql)
         return None if form is None else self._forms.plan(sql, form, context)
@@ -94,13 +92,9 @@ class PlanCache:
             done = drafted(draft, able)
             plan = plan_of(done, able)
             form = plain_form(draft.sql)
-            if form is not None and not context.avoid and context.only is None:
+            if form is not None and _is_of_any_executor(context):
                 self._forms.learn(form, done, plan, context)
         return plan
-
-    @staticmethod
-    def _holds(entry: _Entry, context: PlanContext) -> bool:
-        return entry.plan is not None and _still_holds(entry.plan, entry.routing, context)
 
     @contextmanager
     def _draft(self, key: _Key, context: PlanContext) -> Iterator[QueryDraft]:
@@ -142,15 +136,19 @@ class PlanCache:
         return self._small if len(sql) <= _LARGE_TEXT else self._large
 
     def _keep(self, key: _Key, entry: _Entry) -> None:
-        entries = self._entries(key[1])
-        capacity = self._capacity if entries is self._small else _MAX_LARGE
-        entries[key] = entry
-        try:
-            entries.move_to_end(key)
-            while len(entries) > capacity:
-                entries.popitem(last=False)
-        except KeyError:  # another thread evicted it meanwhile
-            return
+        self._entries(key[1]).keep(key, entry)
+
+
+def _is_of_any_executor(context: PlanContext) -> bool:
+    """Whether no executor is ruled out, as in another try of a query."""
+    return not context.avoid and context.only is None
+
+
+def _held(entry: _Entry | None, context: PlanContext) -> QueryPlan | None:
+    """The plan that is kept, if it is one for `context`, too."""
+    if entry is None or entry.plan is None:
+        return None
+    return entry.plan if _still_holds(entry.plan, entry.routing, context) else None
 
 
 def _still_holds(plan: QueryPlan, routing: RoutingTable | None, context: PlanContext) -> bool:

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from sqlglot import exp
 
@@ -32,14 +31,12 @@ from accel_dask.query_planner.plan import (
 )
 from accel_dask.query_planner.pruning import is_kept, value_filters_of
 from accel_dask.query_planner.pruning_values import Kept, ValueFilters, Values
+from accel_dask.query_planner.recently_used import RecentlyUsed
 from accel_dask.query_planner.route import executors_of, in_order
 from accel_dask.query_planner.split import split
 from accel_dask.query_planner.templates import Place, Template, template_of
 
 log = logging.getLogger(__name__)
-
-_K = TypeVar("_K")
-_V = TypeVar("_V")
 
 _MAX_FORMS: Final = 300
 _MAX_VARIANTS: Final = 4
@@ -175,13 +172,14 @@ _Key = tuple[_Known, Kept, _Case | None]
 
 
 class FormPlans:
-    """Least-recently-used patterns. Safe to use from several threads: each step on a map is one
-    atomic operation, and a pattern that is made twice is only wasted work."""
+    """Patterns used last. Safe to use from several threads: a pattern that is made twice is only
+    wasted work."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._forms: OrderedDict[tuple[TenantId, str], tuple[_Known, ...]] = OrderedDict()
-        self._patterns: OrderedDict[_Key, _Pattern | _Spread | None] = OrderedDict()
+        self._forms: RecentlyUsed[tuple[TenantId, str], tuple[_Known, ...]] = RecentlyUsed(
+            _MAX_FORMS
+        )
+        self._patterns: RecentlyUsed[_Key, _Pattern | _Spread | None] = RecentlyUsed(capacity)
         """None: seen once. How a query is cut into parts is only learned where it comes again."""
 
     def plan(self, sql: str, form: Form, context: PlanContext) -> QueryPlan | None:
@@ -202,7 +200,7 @@ class FormPlans:
                 pattern = self._patterns.get(key)
             if not isinstance(pattern, _Pattern):
                 return None
-            _keep(self._patterns, key, pattern, self._capacity)
+            self._patterns.keep(key, pattern)
             return pattern.filled(sql, values, seed)
         except Exception:  # the passes plan it as well: this must not cost the answer
             log.exception("a plan that is kept by its form is not used: %s", sql)
@@ -233,10 +231,10 @@ class FormPlans:
         key: _Key = (known, kept, None)
         if draft.spread is not None:
             spread = _Spread(executors_of(context))
-            _keep(self._patterns, key, spread, self._capacity)
+            self._patterns.keep(key, spread)
             key = (known, kept, spread.key(values, context.seed or plan.sql))
             if key not in self._patterns:
-                _keep(self._patterns, key, None, self._capacity)
+                self._patterns.keep(key, None)
                 return
         parsed = draft.parsed
         if not is_kept(known.filters, parsed.tree, _tables(draft), parsed.facts, values):
@@ -245,28 +243,18 @@ class FormPlans:
             return
         pattern = _pattern(template, draft, plan, values, context)
         if pattern is not None:
-            _keep(self._patterns, key, pattern, self._capacity)
+            self._patterns.keep(key, pattern)
 
     def _known(self, sql: str, form: Form, context: PlanContext) -> _Known | None:
-        for known in self._forms.get((context.tenant, form.text), ()):
+        for known in self._forms.get((context.tenant, form.text)) or ():
             if known.holds(sql, form, context):
                 return known
         return None
 
     def _keep_form(self, form: Form, known: _Known) -> None:
         key = (known.tenant, form.text)
-        others = [one for one in self._forms.get(key, ()) if one.routing is known.routing]
-        _keep(self._forms, key, (known, *others[: _MAX_VARIANTS - 1]), _MAX_FORMS)
-
-
-def _keep(kept: OrderedDict[_K, _V], key: _K, value: _V, capacity: int) -> None:
-    kept[key] = value
-    try:
-        kept.move_to_end(key)
-        while len(kept) > capacity:
-            kept.popitem(last=False)
-    except KeyError:  # another thread evicted it meanwhile
-        return
+        others = [one for one in self._forms.get(key) or () if one.routing is known.routing]
+        self._forms.keep(key, (known, *others[: _MAX_VARIANTS - 1]))
 
 
 def _is_same(before: RoutingTable, now: RoutingTable, tenant: TenantId) -> bool:
@@ -340,12 +328,11 @@ def _pattern(
         cold=tuple(one for one in candidates if one.is_cold),
     )
     texts = (pattern.text, *(text for texts in pattern.parts for text in texts))
-    is_right = all(number < len(values) for text in texts for _, number in text.holes)
-    is_right = (
-        is_right and plan.reasons[len(plan.reasons) - len(marked.reasons) :] == marked.reasons
-    )
-    seed = context.seed or plan.sql
-    return pattern if is_right and pattern.filled(plan.sql, values, seed) == plan else None
+    has_values = all(number < len(values) for text in texts for _, number in text.holes)
+    has_reasons = plan.reasons[len(plan.reasons) - len(marked.reasons) :] == marked.reasons
+    if not (has_values and has_reasons):
+        return None
+    return pattern if pattern.filled(plan.sql, values, context.seed or plan.sql) == plan else None
 
 
 def _text(sql: str) -> _Text:

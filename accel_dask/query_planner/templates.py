@@ -9,7 +9,6 @@ literals must be the same.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from sqlglot import exp
 from accel_dask.literals import Form, form_of
 from accel_dask.model.ids import TenantId
 from accel_dask.query_planner.plan import ParsedQuery
+from accel_dask.query_planner.recently_used import RecentlyUsed
 
 _MAX_TEXT: Final = 8 * 1024
 _MAX_FORMS: Final = 300
@@ -81,11 +81,11 @@ def plain_form(sql: str) -> Form | None:
 
 
 class Templates:
-    """Least-recently-used templates. Safe to use from several threads: each step is one atomic
-    operation, and a template that two threads make is only wasted work."""
+    """Templates used last. Safe to use from several threads: each step on the copies of one is
+    atomic, and a template that two threads make is only wasted work."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[TenantId, str], list[Template]] = OrderedDict()
+        self._kept: RecentlyUsed[tuple[TenantId, str], list[Template]] = RecentlyUsed(_MAX_FORMS)
 
     @contextmanager
     def filled(self, sql: str, tenant: TenantId) -> Iterator[ParsedQuery | None]:
@@ -111,27 +111,22 @@ class Templates:
         return True
 
     def _take(self, sql: str, tenant: TenantId, form: Form) -> Template | None:
-        copies = self._kept.get((tenant, form.text), ())
+        copies = self._kept.get((tenant, form.text)) or []
         for template in tuple(copies):
             if template.fits(sql, form):
                 try:
-                    self._kept[tenant, form.text].remove(template)
-                except (KeyError, ValueError):  # another thread was faster
+                    copies.remove(template)
+                except ValueError:  # another thread was faster
                     continue
                 return template
         return None
 
     def _put(self, tenant: TenantId, form: Form, template: Template) -> None:
         key = (tenant, form.text)
-        copies = self._kept.setdefault(key, [])
+        copies = self._kept.get(key) or []
         copies.append(template)
         del copies[:-_MAX_COPIES]
-        try:
-            self._kept.move_to_end(key)
-            while len(self._kept) > _MAX_FORMS:
-                self._kept.popitem(last=False)
-        except KeyError:  # another thread evicted it meanwhile
-            return
+        self._kept.keep(key, copies)
 
 
 def _template(sql: str, form: Form, parsed: ParsedQuery) -> Template | None:

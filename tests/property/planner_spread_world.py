@@ -16,13 +16,14 @@ from types import MappingProxyType
 import duckdb
 import pyarrow as pa
 from answers import without_rewrites
+from routes import executor_route
 
 from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment, ExecutorKind
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
 from accel_dask.model.rollup import RollupTable, parse_rollup, resolve_rollups, rollup_table
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.model.tenant import Quota
 from accel_dask.model.ticket import EpochToken
@@ -77,17 +78,10 @@ class SpreadWorld:
 
     def names(self, sql: str) -> list[str]:
         """The columns' names where one executor has everything."""
-        whole = ExecutorRoute(
-            worker=WorkerId("whole"),
-            tenant=ACME,
-            generation=1,
-            incarnation="",
-            address="grpc://whole",
-            attachments=frozenset(
-                Attachment(route.dataset_id.name, EPOCH, shard.shard_id)
-                for route in self.context.routing.datasets_of(ACME)
-                for shard in route.shards
-            ),
+        whole = executor_route(
+            Attachment(route.dataset_id.name, EPOCH, shard.shard_id)
+            for route in self.context.routing.datasets_of(ACME)
+            for shard in route.shards
         )
         datasets = {
             key: replace(route, executors=(whole,))
@@ -257,15 +251,7 @@ def world_of(
             rollup_rows=tuple(counts) if declared else (),
         )
     executors = tuple(
-        ExecutorRoute(
-            worker=WorkerId(f"w{host}"),
-            tenant=ACME,
-            generation=1,
-            incarnation=f"i{host}",
-            address=f"grpc://w{host}",
-            attachments=frozenset(held[host]),
-        )
-        for host in range(hosts)
+        executor_route(held[host], worker=f"w{host}", tenant=ACME) for host in range(hosts)
     )
     datasets = {key: replace(route, executors=executors) for key, route in datasets.items()}
     context = PlanContext(
@@ -289,13 +275,10 @@ def cooled(world: SpreadWorld, seed: int) -> SpreadWorld:
     known = {one.address: one for route in routing.datasets.values() for one in route.executors}
     hot = [replace(one, attachments=one.attachments - gone) for one in known.values()]
     cold = [
-        ExecutorRoute(
-            worker=WorkerId(f"w{number}"),
-            tenant=ACME,
+        executor_route(
+            (one for shards in every.values() for one in shards),
+            worker=f"c{number}",
             generation=2,
-            incarnation=f"c{number}",
-            address=f"grpc://c{number}",
-            attachments=frozenset(one for shards in every.values() for one in shards),
             kind=ExecutorKind.COLD,
         )
         for number in range(draw.choice([1, 2]))

@@ -14,13 +14,14 @@ import pytest
 from client_world import LocalTransport
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from routes import executor_route
 
 from accel_dask.client.options import Options
 from accel_dask.client.session import Session
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.query_planner.pipeline import plan_query
 from accel_dask.query_planner.plan import PlanContext, QueryPlan
@@ -55,14 +56,10 @@ def _route(name: str, table: dict[str, str], bounds: list[dt.date | None]) -> Da
         )
         for number, day in enumerate(bounds)
     )
-    executor = ExecutorRoute(
-        worker=WorkerId("w1"), tenant=ACME, generation=1, incarnation="i", address="grpc://w1",
-        attachments=frozenset(),
-    )  # fmt: skip
     columns = tuple(Column(name=column, type=kind) for column, kind in table.items())
     return DatasetRoute(
         dataset_id=DatasetId(ACME, name), epoch=EpochNumber(1), snapshot_id=None, columns=columns,
-        shards=shards, executors=(executor,),
+        shards=shards, executors=(),
     )  # fmt: skip
 
 
@@ -72,15 +69,11 @@ def _routing() -> RoutingTable:
         _route("flights", kinds, list(DAYS)),
         _route("dim", {"k": "VARCHAR", "label": "VARCHAR"}, [None]),
     ]
-    attachments = frozenset(
+    executor = executor_route(
         Attachment(route.dataset_id.name, EpochNumber(1), shard.shard_id)
         for route in found
         for shard in route.shards
     )
-    executor = ExecutorRoute(
-        worker=WorkerId("w1"), tenant=ACME, generation=1, incarnation="i", address="grpc://w1",
-        attachments=attachments,
-    )  # fmt: skip
     routes = {
         route.dataset_id: DatasetRoute(
             dataset_id=route.dataset_id, epoch=route.epoch, snapshot_id=None,

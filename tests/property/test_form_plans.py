@@ -15,13 +15,14 @@ import duckdb
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from routes import executor_route
 from test_pruning_property import COLUMNS, DAYS, World, conditions, make_world, of
 
 from accel_dask.errors import AccelError
 from accel_dask.literals import form_of
 from accel_dask.model.dataset import ColdPolicy
 from accel_dask.model.executor import Attachment, ExecutorKind
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
 from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
 from accel_dask.model.tenant import Quota
 from accel_dask.query_planner import form_plans
@@ -69,13 +70,10 @@ def executors(rng: random.Random, routes: dict[str, DatasetRoute]) -> tuple[Exec
         share = rng.choice([1.0, 1.0, 0.7])
         is_cold = number > 0 and rng.random() < 0.25
         found.append(
-            ExecutorRoute(
-                worker=WorkerId(f"w{number}"),
-                tenant=ACME,
+            executor_route(
+                (one for one in everything if rng.random() < share),
+                worker=f"w{number}",
                 generation=rng.randint(1, 2),
-                incarnation=f"i{number}",
-                address=f"grpc://w{number}",
-                attachments=frozenset(one for one in everything if rng.random() < share),
                 kind=ExecutorKind.COLD if is_cold else ExecutorKind.HOT,
             )
         )
@@ -90,15 +88,7 @@ def held_by(world: World, hosts: int) -> RoutingTable:
         for one in found.shards
     ]
     found = tuple(
-        ExecutorRoute(
-            worker=WorkerId(f"w{number}"),
-            tenant=ACME,
-            generation=1,
-            incarnation=f"i{number}",
-            address=f"grpc://w{number}",
-            attachments=frozenset(everything[number::hosts]),
-        )
-        for number in range(hosts)
+        executor_route(everything[number::hosts], worker=f"w{number}") for number in range(hosts)
     )
     routes = {
         DatasetId(ACME, key): replace(one, executors=found) for key, one in world.routes.items()

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import duckdb
+from routes import executor_route
 
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.query_planner.pipeline import plan_query
 from accel_dask.query_planner.plan import PlanContext, QueryPlan
@@ -63,14 +64,7 @@ def cut_site(events: str, rows: int = 40) -> Iterator[Site]:
         Column(name=row[0], type=row[1]) for row in oracle.execute("DESCRIBE events").fetchall()
     )
     shards = tuple(_shard(engine, events, index, rows // CUTS, columns) for index in range(CUTS))
-    executor = ExecutorRoute(
-        worker=WorkerId("w"),
-        tenant=ACME,
-        generation=1,
-        incarnation="i",
-        address="",
-        attachments=frozenset(Attachment("events", EPOCH, shard.shard_id) for shard in shards),
-    )
+    executor = executor_route(Attachment("events", EPOCH, shard.shard_id) for shard in shards)
     route = DatasetRoute(
         dataset_id=dataset,
         epoch=EPOCH,

@@ -21,12 +21,13 @@ from accel_dask.model.ticket import Cancellation, Source, Ticket, verify
 from accel_dask.ticket_stream import (
     FrameKind,
     FrameReader,
+    Payload,
     batch_frame,
     end,
     end_frame,
     error_frame,
+    frame,
     has_ended,
-    schema_frame,
     send,
 )
 from accel_dask.worker_plugin.executor.engine import Engine
@@ -35,6 +36,10 @@ SCHEMA = pa.schema({"x": pa.int64()})
 ALL = 'SELECT x FROM "input_0"'
 WAIT = object()
 """A peer's step: nothing more until it is told to go on, or its call was cancelled."""
+
+
+def schema_frame(schema: pa.Schema) -> list[Payload]:
+    return frame(FrameKind.SCHEMA, schema.serialize())
 
 
 def batch(*values: int) -> pa.RecordBatch:

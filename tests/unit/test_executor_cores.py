@@ -31,6 +31,16 @@ def other_thread() -> Iterator[threading.Thread]:
         thread.join()
 
 
+@contextmanager
+def apart(cores: Cores) -> Iterator[None]:
+    """The calling thread drives a query."""
+    cores.begin()
+    try:
+        yield
+    finally:
+        cores.end()
+
+
 @pytest.fixture
 def worker() -> Iterator[int]:
     with other_thread() as thread:
@@ -40,7 +50,7 @@ def worker() -> Iterator[int]:
 
 def test_the_only_query_stays_on_its_core_and_workers_are_kept_from_it(worker: int) -> None:
     cores = Cores(frozenset([worker]))
-    with cores.apart():
+    with apart(cores):
         mine = os.sched_getaffinity(0)
         assert len(mine) == 1
         assert os.sched_getaffinity(worker) == ALL - mine
@@ -54,24 +64,24 @@ def test_of_several_queries_none_is_bound_to_a_core(worker: int) -> None:
 
     def second() -> None:
         begin.wait(60)
-        with cores.apart():
+        with apart(cores):
             seen.append(os.sched_getaffinity(0))
 
     thread = threading.Thread(target=second)
     thread.start()
-    with cores.apart():
+    with apart(cores):
         begin.set()
         thread.join()
         assert seen == [ALL]
         assert os.sched_getaffinity(0) == ALL
         assert os.sched_getaffinity(worker) == ALL
-    with cores.apart():
+    with apart(cores):
         assert len(os.sched_getaffinity(0)) == 1
 
 
 def test_a_long_query_is_left_to_the_kernel(worker: int, monkeypatch: pytest.MonkeyPatch) -> None:
     cores = Cores(frozenset([worker]))
-    with cores.apart():
+    with apart(cores):
         cores.balance()
         assert len(os.sched_getaffinity(0)) == 1
         monkeypatch.setattr(module, "LONGEST_SECONDS", -1.0)
@@ -83,7 +93,7 @@ def test_a_long_query_is_left_to_the_kernel(worker: int, monkeypatch: pytest.Mon
 
 def test_an_error_frees_the_thread_too(worker: int) -> None:
     cores = Cores(frozenset([worker]))
-    with pytest.raises(ValueError, match="broken"), cores.apart():
+    with pytest.raises(ValueError, match="broken"), apart(cores):
         raise ValueError("broken")
     assert os.sched_getaffinity(0) == ALL
 
@@ -92,12 +102,12 @@ def test_workers_that_have_ended_do_no_harm() -> None:
     with other_thread() as thread:
         assert thread.native_id is not None
         cores = Cores(frozenset([thread.native_id]))
-    with cores.apart():
+    with apart(cores):
         assert len(os.sched_getaffinity(0)) == 1
 
 
 def test_without_workers_nothing_is_done() -> None:
-    with Cores(frozenset()).apart():
+    with apart(Cores(frozenset())):
         assert os.sched_getaffinity(0) == ALL
 
 

@@ -16,12 +16,13 @@ import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from routes import executor_route
 
 from accel_dask.errors import AccelError
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column
 from accel_dask.query_planner.functions import (
     FUNCTIONS,
@@ -48,16 +49,8 @@ OPERATORS = re.compile(r"[^a-z]+|~~~?\*?|!~~\*?|is distinct from|is not distinct
 
 
 def _context() -> PlanContext:
-    attached = frozenset(
+    executor = executor_route(
         Attachment(name, EPOCH, ShardId(shard)) for name, ids in SHARDS.items() for shard in ids
-    )
-    executor = ExecutorRoute(
-        worker=WorkerId("w"),
-        tenant=ACME,
-        generation=1,
-        incarnation="",
-        address="",
-        attachments=attached,
     )
     routes = {
         DatasetId(ACME, name): DatasetRoute(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from routes import executor_route
 
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.query_planner.disjoint import disjoint_columns
 from accel_dask.query_planner.pipeline import plan_query
@@ -43,12 +44,8 @@ def routing() -> RoutingTable:
             (name, tuple(ShardSummary(shard_id=s, rows=9, source_bytes=9) for s in shards))
         )
     executors = tuple(
-        ExecutorRoute(
-            worker=WorkerId(f"w{host}"), tenant=ACME, generation=1, incarnation="",
-            address=f"grpc://w{host}", attachments=frozenset(held[host]),
-        )
-        for host in range(2)
-    )  # fmt: skip
+        executor_route(held[host], worker=f"w{host}", tenant=ACME) for host in range(2)
+    )
     datasets = {
         DatasetId(ACME, name): DatasetRoute(
             dataset_id=DatasetId(ACME, name), epoch=EPOCH, snapshot_id=None,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from executor_builders import make_input, make_source, make_ticket
-from peer_doubles import ALL, SCHEMA, WAIT, FrameListener, PeerWorld, batch
+from peer_doubles import ALL, SCHEMA, WAIT, FrameListener, PeerWorld, batch, schema_frame
 
 from accel_dask.errors import (
     AccelError,
@@ -32,7 +32,6 @@ from accel_dask.ticket_stream import (
     end_frame,
     error_frame,
     frame,
-    schema_frame,
 )
 
 

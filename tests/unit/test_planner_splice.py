@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from routes import executor_route
 
 from accel_dask.errors import InvalidQuery
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column
 from accel_dask.query_planner.pipeline import plan_query
 from accel_dask.query_planner.plan import PlanContext
@@ -88,14 +89,7 @@ def twin() -> Iterator[Twin]:
             shards=tuple(shards),
             executors=(),
         )
-    executor = ExecutorRoute(
-        worker=WorkerId("w"),
-        tenant=ACME,
-        generation=1,
-        incarnation="i",
-        address="",
-        attachments=frozenset(attachments),
-    )
+    executor = executor_route(attachments)
     datasets = {
         key: DatasetRoute(
             dataset_id=route.dataset_id,

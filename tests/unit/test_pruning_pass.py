@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from routes import executor_route
 
 from accel_dask.errors import NotResident
 from accel_dask.model.epoch import ShardSummary
 from accel_dask.model.executor import Attachment
-from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId, WorkerId
-from accel_dask.model.routing import DatasetRoute, ExecutorRoute, RoutingTable
+from accel_dask.model.ids import DatasetId, EpochNumber, ShardId, TenantId
+from accel_dask.model.routing import DatasetRoute, RoutingTable
 from accel_dask.model.snapshot import Column, ColumnStats
 from accel_dask.query_planner.pipeline import explain, plan_query
 from accel_dask.query_planner.plan import PlanContext, QueryPlan
@@ -20,15 +21,8 @@ SHARDS = [ShardId(f"{index:032d}") for index in range(len(DAYS))]
 
 def planned(sql: str, resident: range = range(len(DAYS))) -> QueryPlan:
     """The plan of `sql` over one shard a day, some of which are on an executor."""
-    executor = ExecutorRoute(
-        worker=WorkerId("w1"),
-        tenant=ACME,
-        generation=1,
-        incarnation="i",
-        address="grpc://w1",
-        attachments=frozenset(
-            Attachment("flights", EpochNumber(1), SHARDS[index]) for index in resident
-        ),
+    executor = executor_route(
+        Attachment("flights", EpochNumber(1), SHARDS[index]) for index in resident
     )
     flights = DatasetRoute(
         dataset_id=DatasetId(ACME, "flights"),

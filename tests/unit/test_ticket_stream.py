@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peer_doubles import schema_frame
 
 from accel_dask.errors import ExecutorUnavailable, InvariantViolated, RowLimit, StaleEpoch
 from accel_dask.model.ids import TenantId, WorkerId
@@ -32,7 +33,6 @@ from accel_dask.ticket_stream import (
     read_batch,
     read_error,
     read_schema,
-    schema_frame,
     send,
 )
 from accel_dask.worker_plugin.executor import conversation, ticket_server

@@ -45,15 +45,6 @@ class Cores:
         self._left_out = -1
         """The core that the workers are kept from."""
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Around what the calling thread does for a query."""
-        self.begin()
-        try:
-            yield
-        finally:
-            self.end()
-
     def balance(self) -> None:
         """Called now and then: leave threads that have been kept apart for long to the kernel."""
         with self._lock:

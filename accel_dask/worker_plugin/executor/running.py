@@ -364,7 +364,8 @@ class RunningQuery:
         # A sub-select renames the second of two columns of one name; the query itself does not.
         names = relation.columns
         fields = [field.with_name(name) for field, name in zip(schema, names, strict=True)]
-        self._sent = self._sent_schema(pa.schema(fields), relation.types)
+        types = relation.types if self._ticket.is_part else None
+        self._sent = self._sent_schema(pa.schema(fields), types)
         self.is_complete = True
 
     def _execute(self, cursor: duckdb.DuckDBPyConnection, values: list[Any] | None) -> None:
@@ -375,8 +376,9 @@ class RunningQuery:
         self._compute()
 
     def _sent_schema(self, schema: pa.Schema, types: Sequence[object] | None) -> SentSchema:
+        """`types`: the engine's, of a part's columns."""
         sent = self._engine.sent_schemas.of(schema)
-        if not self._ticket.is_part or types is None:
+        if types is None:
             return sent
         typed = with_types(sent.schema, types)
         return SentSchema(typed, typed.serialize(), sent.is_read)
