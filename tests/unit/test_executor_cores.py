@@ -1,4 +1,5 @@
-"""Worker threads of an engine are kept from the core of the thread that drives its only query."""
+"""Threads that drive queries have cores of their own, and an engine's workers are kept from that of
+its only query."""
 
 from __future__ import annotations
 
@@ -57,26 +58,56 @@ def test_the_only_query_stays_on_its_core_and_workers_are_kept_from_it(worker: i
     assert os.sched_getaffinity(0) == ALL
 
 
-def test_of_several_queries_none_is_bound_to_a_core(worker: int) -> None:
-    cores = Cores(frozenset([worker]))
+@contextmanager
+def beside(cores: Cores, count: int) -> Iterator[list[set[int]]]:
+    """So many other threads drive a query each; where each of them may run."""
     seen: list[set[int]] = []
-    begin = threading.Event()
+    end = threading.Event()
+    there = threading.Semaphore(0)
 
-    def second() -> None:
-        begin.wait(60)
+    def drive() -> None:
         with apart(cores):
             seen.append(os.sched_getaffinity(0))
+            there.release()
+            end.wait(60)
 
-    thread = threading.Thread(target=second)
-    thread.start()
+    threads = []
+    try:
+        for _ in range(count):
+            threads.append(threading.Thread(target=drive))
+            threads[-1].start()
+            assert there.acquire(timeout=60)
+        yield seen
+    finally:
+        end.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_of_several_queries_each_has_a_core_while_there_are_cores(worker: int) -> None:
+    cores = Cores(frozenset([worker]))
     with apart(cores):
-        begin.set()
-        thread.join()
-        assert seen == [ALL]
-        assert os.sched_getaffinity(0) == ALL
+        mine = os.sched_getaffinity(0)
+    assert len(mine) == 1
+    with beside(cores, len(ALL)) as seen:
+        assert set().union(*seen) == ALL
+        assert all(len(one) == 1 for one in seen)
         assert os.sched_getaffinity(worker) == ALL
+        with apart(cores):
+            assert os.sched_getaffinity(0) == ALL
     with apart(cores):
         assert len(os.sched_getaffinity(0)) == 1
+        assert os.sched_getaffinity(worker) == ALL - os.sched_getaffinity(0)
+
+
+def test_a_core_is_free_again_when_its_query_ends(worker: int) -> None:
+    cores = Cores(frozenset([worker]))
+    with beside(cores, len(ALL) - 1) as seen:
+        taken = set().union(*seen)
+        for _ in range(2):
+            with apart(cores):
+                assert os.sched_getaffinity(0) == ALL - taken
+            assert os.sched_getaffinity(0) == ALL
 
 
 def test_a_long_query_is_left_to_the_kernel(worker: int, monkeypatch: pytest.MonkeyPatch) -> None:

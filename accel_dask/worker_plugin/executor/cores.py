@@ -1,10 +1,12 @@
-"""Keeps the engine's worker threads off the core of the thread that drives a query.
+"""Keeps threads that answer queries off each other's cores.
 
 On a virtual machine of few cores Linux often wakes a thread on the core of whoever woke it, beside
 one that is idle, and balances the two only at some later tick: the worker queues behind the thread
 that waits for it, and a query that takes 8 ms takes 14 (measured on two cores, one query in eight).
 So while a query is the only one, and for a moment only, the thread that drives it stays where it
-is and the workers are kept away from there.
+is and the workers are kept away from there. Of several queries each thread that drives one has a
+core of its own, as long as there are cores: the kernel leaves two on one core for a tick or more
+while another core runs nothing but somebody who gives way.
 """
 
 from __future__ import annotations
@@ -40,16 +42,20 @@ class Cores:
         )
         self._lock = threading.Lock()
         self._driving = 0
-        self._apart: tuple[int, float] | None = None
-        """The thread that stays on its core, and since when."""
+        self._bound: dict[int, tuple[int, float]] = {}
+        """The core of each thread that stays on one, and since when."""
         self._left_out = -1
         """The core that the workers are kept from."""
 
     def balance(self) -> None:
-        """Called now and then: leave threads that have been kept apart for long to the kernel."""
+        """Called now and then: leave threads that have been bound for long to the kernel."""
+        if not self._bound:
+            return
         with self._lock:
-            if self._apart is not None and time.monotonic() - self._apart[1] > LONGEST_SECONDS:
-                self._let_go()
+            until = time.monotonic() - LONGEST_SECONDS
+            for thread in [one for one, (_, since) in self._bound.items() if since < until]:
+                self._free(thread)
+                self._keep_from(-1)
 
     def begin(self) -> None:
         """The calling thread works for a query from now on, until it calls `end`. It starts no
@@ -58,31 +64,33 @@ class Cores:
             return
         with self._lock:
             self._driving += 1
-            if self._driving > 1:
-                self._let_go()
-                return
-            assert self._core_of_this_thread is not None
-            core = int(self._core_of_this_thread())
-            if core not in self._all:
-                return
-            self._apart = (threading.get_native_id(), time.monotonic())
-            _allow(0, {core})
-            self._keep_from(core)
+            if self._driving == 1:
+                core = self._core_now()
+                self._keep_from(core)
+            else:
+                self._keep_from(-1)
+                taken = {core for core, _ in self._bound.values()}
+                core = min(self._all - taken, default=-1)
+            if core >= 0:
+                self._bound[threading.get_native_id()] = (core, time.monotonic())
+                _allow(0, {core})
 
     def end(self) -> None:
         if not self.is_used:
             return
         with self._lock:
             self._driving -= 1
-            if self._apart is not None and self._apart[0] == threading.get_native_id():
-                self._apart = None
-                _allow(0, self._all)
+            self._free(threading.get_native_id())
 
-    def _let_go(self) -> None:
-        if self._apart is not None:
-            _allow(self._apart[0], self._all)
-            self._apart = None
-        self._keep_from(-1)
+    def _core_now(self) -> int:
+        """Of the calling thread; -1: none of ours."""
+        assert self._core_of_this_thread is not None
+        core = int(self._core_of_this_thread())
+        return core if core in self._all else -1
+
+    def _free(self, thread: int) -> None:
+        if self._bound.pop(thread, None) is not None:
+            _allow(thread, self._all)
 
     def _keep_from(self, core: int) -> None:
         if core == self._left_out:
