@@ -199,9 +199,9 @@ def main() -> None:
     found: list[tuple[Policy, Verdict]] = []
     data = {}
     head = (
-        "policy|victim beside|p50 / p95 / p99 ms|against alone: median (rounds)|limit|noisy tenant"
+        "policy|victim beside|p50 / p95 / p99 ms|against alone: median (rounds)|limit|noisy tenant|"
+        "other cores"
     )
-    head += "|other cores"
     rows = [f"|{head}|", "|---" * 7 + "|"]
     for policy in chosen:
         attacks = tuple(options.noise) if options.noise else policy.attacks
@@ -212,7 +212,8 @@ def main() -> None:
         measured = median(rounds)
         if policy.limit is not None:  # the others are there for contrast
             failures = [v for one in rounds for v in verdicts(one, Limits(ratio=None))]
-            found += [(policy, v) for v in (*failures, *verdicts(measured, policy.limits))]
+            judged = dict.fromkeys((*failures, *verdicts(measured, policy.limits)))
+            found += [(policy, verdict) for verdict in judged]
         data[policy.name] = [as_data(one, policy.limits, rows=options.rows) for one in rounds]
         rows += markdown(policy, rounds)
         if options.plot and policy is chosen[0]:

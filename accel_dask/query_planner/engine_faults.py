@@ -37,10 +37,11 @@ def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft: 
         UnsupportedQuery: it is called in a way that is not understood here, or something negative
             may be compared with NaN.
     """
-    assert draft.parsed is not None
-    draft = _with_nan_minded(draft)
-    assert draft.parsed is not None
-    found = short_truncations(draft.parsed.text)
+    parsed = draft.parsed
+    assert parsed is not None
+    if _minds_nan(parsed):
+        draft = replace(draft, minds_nan=True)
+    found = short_truncations(parsed.text)
     if not found:
         return draft
     if not all(one.is_understood for one in found):
@@ -52,27 +53,25 @@ def avoid_engine_faults(draft: QueryDraft, context: PlanContext) -> QueryDraft: 
     if not found:
         return draft
     edits = [Edit(start=a, end=b, replacement=new) for one in found for a, b, new in one.edits]
-    edits += _names(draft.parsed, edits)
-    parsed = replace(draft.parsed, edits=(*draft.parsed.edits, *edits))
-    return replace(draft, parsed=parsed, reasons=(*draft.reasons, _REASON))
+    edits += _names(parsed, edits)
+    edited = replace(parsed, edits=(*parsed.edits, *edits))
+    return replace(draft, parsed=edited, reasons=(*draft.reasons, _REASON))
 
 
-def _with_nan_minded(draft: QueryDraft) -> QueryDraft:
+def _minds_nan(parsed: ParsedQuery) -> bool:
     """`-x < 'NaN'` becomes `x > '-NaN'`, which is another thing: NaN is above all numbers. A
     parameter may be one, too, which is known when it is bound."""
-    parsed = draft.parsed
-    assert parsed is not None
     has_nan = _NAN.search(parsed.text) is not None
     if not has_nan and not parsed.parameter_columns:
-        return draft
+        return False
     is_negated = any(
         not isinstance(node.this, exp.Literal) for node in parsed.tree.find_all(exp.Neg)
     )
     if not is_negated or parsed.tree.find(*_ORDERED) is None:
-        return draft
+        return False
     if has_nan:
         raise UnsupportedQuery(NAN_REFUSED)
-    return replace(draft, minds_nan=True)
+    return True
 
 
 def _times(draft: QueryDraft) -> frozenset[str]:

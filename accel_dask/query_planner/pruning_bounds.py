@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Final, NamedTuple
@@ -25,6 +24,7 @@ from accel_dask.query_planner.predicates import (
 )
 from accel_dask.query_planner.pruning_conditions import kind_of
 from accel_dask.query_planner.pruning_constants import calendar_day, instant, microseconds_of
+from accel_dask.query_planner.recently_used import RecentlyUsed
 
 _Parse = Callable[[str], tuple[Value, Value] | None]
 """A text to the bounds that it is: lower and upper differ where we hold it less exactly."""
@@ -40,12 +40,11 @@ class _Entry(NamedTuple):
 
 
 class BoundsCache:
-    """Bounds of columns, of one epoch a dataset. Safe to use from several threads: each step on
-    a map is one atomic operation, and bounds that are parsed twice are only wasted work."""
+    """Bounds of columns, of one epoch a dataset. Safe to use from several threads: bounds that are
+    parsed twice are only wasted work."""
 
     def __init__(self, capacity: int = _KEPT) -> None:
-        self._capacity = capacity
-        self._entries: OrderedDict[DatasetId, _Entry] = OrderedDict()
+        self._entries: RecentlyUsed[DatasetId, _Entry] = RecentlyUsed(capacity)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -69,13 +68,7 @@ class BoundsCache:
         if entry is not None and entry.shards is route.shards:
             return entry.bounds
         entry = _Entry(route.shards, {})
-        self._entries[route.dataset_id] = entry
-        try:
-            self._entries.move_to_end(route.dataset_id)
-            while len(self._entries) > self._capacity:
-                self._entries.popitem(last=False)
-        except KeyError:  # another thread evicted it meanwhile
-            pass
+        self._entries.keep(route.dataset_id, entry)
         return entry.bounds
 
 
