@@ -31,6 +31,7 @@ from executor_builders import (
     make_ticket,
     signed,
 )
+from freezing import freeze
 from pyarrow import flight
 
 from accel_dask.codec import encode
@@ -374,9 +375,9 @@ def test_a_stopped_peer_is_replaced_by_the_next(site: Site, sql: str) -> None:
     wanted = site.ask(sql, merge, pieces=[site.source(1, sql)], max_bytes=100 * MIB)
     ticket = site.ticket(sql, merge, pieces=[alternatives], max_bytes=100 * MIB)
     if sql is COUNT:
-        os.kill(stopped.pid, signal.SIGSTOP)
+        freeze(stopped.pid)
     else:
-        threading.Timer(0.05, os.kill, (stopped.pid, signal.SIGSTOP)).start()
+        threading.Timer(0.05, freeze, (stopped.pid,)).start()
     started = time.monotonic()
     assert ask(site.executor(0), ticket) == wanted
     assert time.monotonic() - started < 4
@@ -389,7 +390,7 @@ def test_a_stopped_peer_without_another_is_an_error_in_time(site: Site, is_conne
     pieces = [site.source(1, COUNT, stopped)]
     if is_connected:
         site.ask(COUNT, SUM_COUNT, pieces=pieces)
-    os.kill(stopped.pid, signal.SIGSTOP)
+    freeze(stopped.pid)
     with pytest.raises(DeadlineExceeded):
         site.ask(COUNT, SUM_COUNT, pieces=pieces, timeout_ms=400)
     started = time.monotonic()

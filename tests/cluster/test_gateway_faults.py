@@ -8,11 +8,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from freezing import frozen
 from pyarrow import flight
 from spread_site import SALES, SpreadSite
 
@@ -57,14 +58,8 @@ def site(tmp_path: Path) -> Iterator[SpreadSite]:
     site.close()
 
 
-@contextmanager
-def hung(executor: RunningExecutor) -> Iterator[None]:
-    os.kill(executor.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):  # its host ends one that has hung for long
-            os.kill(executor.pid, signal.SIGCONT)
+def hung(executor: RunningExecutor) -> AbstractContextManager[None]:
+    return frozen(executor.pid)
 
 
 @contextmanager

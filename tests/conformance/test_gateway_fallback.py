@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pytest
 from answers import Answer, difference, to_answer
+from freezing import frozen
 from gateway_world import World, flights, wait_until
 from olap_world import EngineWorld, Worlds, busy_seconds, start_world, started
 
@@ -407,26 +406,15 @@ def test_a_hundred_equal_misses_make_one_source_query(
     world.lose_serving()
     assert world.ask().rows == expected.rows  # connected from here on
     asked_before, begun = asked_of_server(engine), world.source_queries
-    processes = [psutil.Process(engine.server.process.pid)]
-    processes += processes[0].children(recursive=True)
-    for process in processes:
-        process.suspend()  # so that none is answered before all have asked
     service = world.app.service
-    try:
-        with ThreadPoolExecutor(100) as pool:
+    with ThreadPoolExecutor(100) as pool:
+        with frozen(engine.server.process.pid):  # none is answered before all have asked
             asked = [pool.submit(run_directly, world) for _ in range(100)]
             deadline = time.monotonic() + 20
             while readers(world) < 100:
                 assert time.monotonic() < deadline, readers(world)
                 time.sleep(0.02)
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.resume()
-            answers = [one.result(30) for one in asked]
-    finally:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
+        answers = [one.result(30) for one in asked]
     assert all(answer.rows == expected.rows for answer in answers)
     assert world.source_queries == begun + 1
     if asked_before is not None:
@@ -548,18 +536,10 @@ def test_an_engine_that_is_silent_costs_no_more_than_the_deadline(
     world.tenant("acme", Quota(fallback_deadline_ms=1500))
     world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
     assert world.ask().rows
-    processes = [psutil.Process(engine.server.process.pid)]
-    processes += processes[0].children(recursive=True)
-    for process in processes:
-        process.suspend()
-    began = time.monotonic()
-    try:
+    with frozen(engine.server.process.pid):
+        began = time.monotonic()
         assert world.refusal().code in {"DEADLINE_EXCEEDED", "ENGINE_UNAVAILABLE"}
         assert time.monotonic() - began < 6.0
-    finally:
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
     deadline = time.monotonic() + 15
     while world.app._fallback._places.running(TENANT):
         assert time.monotonic() < deadline, "its place is never given back"

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
+from freezing import frozen
 from olap_world import (
     KINDS,
     LIMITS,
@@ -223,15 +224,8 @@ def test_silence_ends_at_the_deadline(mortal: EngineWorld, worlds: Worlds) -> No
         pytest.skip("libpq waits for a stopped server; the governor does not")
     query = compile_sql("select count(*) as n from fact", worlds.tables)
     assert mortal.ask(query).rows == ((400,),)
-    processes = [psutil.Process(mortal.server.process.pid)]
-    processes += processes[0].children(recursive=True)
-    for process in processes:
-        process.suspend()
-    began = time.monotonic()
-    try:
+    with frozen(mortal.server.process.pid):
+        began = time.monotonic()
         with pytest.raises((DeadlineExceeded, EngineUnavailable)):
             mortal.ask(query, replace(LIMITS, seconds=1.0))
-    finally:
-        for process in processes:
-            process.resume()
-    assert time.monotonic() - began < 6.0
+        assert time.monotonic() - began < 6.0
