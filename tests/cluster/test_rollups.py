@@ -14,7 +14,7 @@ from sqllogic_runner import Layout, lay_out
 from typer.testing import CliRunner
 
 from accel_dask import admin
-from accel_dask.cli import app
+from accel_dask.cli.main import app
 from accel_dask.errors import ConfigError, LoadError
 from accel_dask.flight_client import FlightSession
 from accel_dask.local import LocalAccelCluster, LocalOptions

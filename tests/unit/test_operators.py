@@ -18,7 +18,10 @@ import pytest
 from simulated_world import make_dataset
 from typer.testing import CliRunner
 
-from accel_dask import admin, cli, local
+from accel_dask import admin, local
+from accel_dask.cli import connection, local_cluster, publishing, terminal
+from accel_dask.cli.main import app
+from accel_dask.cli.terminal import INTERRUPTED
 from accel_dask.current import Current, find_current, write_current
 from accel_dask.errors import ConfigError, StoreUnavailable, WaitTimedOut
 from accel_dask.flight_client import FlightSession
@@ -186,14 +189,14 @@ def test_what_cannot_be_undone_asks_first(
 ) -> None:
     admin.create_user(store, "ann", "acme")
     admin.create_dataset(store, make_dataset(name="flights"))
-    monkeypatch.setattr(cli, "_store", lambda config: nullcontext(store))
-    monkeypatch.setattr(cli, "_is_local", lambda config: False)
+    monkeypatch.setattr(connection, "cluster_store", lambda config: nullcontext(store))
+    monkeypatch.setattr(connection, "is_local", lambda config: False)
     before = read_view(store).revision
-    refused = CliRunner().invoke(cli.app, command, input="n\n")
+    refused = CliRunner().invoke(app, command, input="n\n")
     assert refused.exit_code == 1
     assert question in " ".join(refused.output.split())
     assert read_view(store).revision == before
-    done = CliRunner().invoke(cli.app, [*command, "--yes"])
+    done = CliRunner().invoke(app, [*command, "--yes"])
     assert done.exit_code == 0, done.output
     assert read_view(store).revision > before
 
@@ -235,9 +238,9 @@ def test_a_directory_of_parquet_files_is_declared_by_its_absolute_path(
 ) -> None:
     """The master, which reads it, has another working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_store", lambda _: nullcontext(store))
+    monkeypatch.setattr(connection, "cluster_store", lambda _: nullcontext(store))
     result = CliRunner().invoke(
-        cli.app, ["dataset", "create", "acme.flights", "--parquet", "data/*.parquet"]
+        app, ["dataset", "create", "acme.flights", "--parquet", "data/*.parquet"]
     )
     assert result.exit_code == 0, result.output
     (declared,) = read_view(store).records(Dataset)
@@ -248,8 +251,8 @@ def test_the_token_of_a_tenant_on_another_cluster_is_shown_and_not_kept(
     store: MemoryStore, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCEL_CONFIG", "elsewhere.toml")
-    monkeypatch.setattr(cli, "_store", lambda _: nullcontext(store))
-    result = CliRunner().invoke(cli.app, ["tenant", "create", "globex"])
+    monkeypatch.setattr(connection, "cluster_store", lambda _: nullcontext(store))
+    result = CliRunner().invoke(app, ["tenant", "create", "globex"])
     assert result.exit_code == 0, result.output
     assert "tenant globex created; user globex, token " in result.output.replace("\n", " ")
     assert not home.exists()
@@ -281,11 +284,11 @@ def test_a_demo_that_is_interrupted_succeeds_only_if_every_step_held(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("accel_dask.demo.Demo", Shown)
-    monkeypatch.setattr(cli, "LocalAccelCluster", Cluster)
-    monkeypatch.setattr(cli, "_remember_demo", interrupt)
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    result = CliRunner().invoke(cli.app, ["demo"])
-    assert result.exit_code == (cli._INTERRUPTED if step == "run" else 0)
+    monkeypatch.setattr(local_cluster, "LocalAccelCluster", Cluster)
+    monkeypatch.setattr(local_cluster, "_remember_demo", interrupt)
+    monkeypatch.setattr(terminal.signal, "signal", lambda *_: None)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == (INTERRUPTED if step == "run" else 0)
     assert closed
 
 
@@ -334,14 +337,14 @@ def test_what_a_killed_temporary_cluster_left_is_removed_by_the_next(
 def test_a_wait_for_a_publish_ends_when_the_cluster_was_stopped(
     store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(publishing, "_SILENT_SECONDS", 0.5)
     admin.create_dataset(store, make_dataset())
     requested = admin.publish(store, make_dataset().dataset_id)
     spinner = SimpleNamespace(update=lambda _: None)
     with Mirror(store) as mirror:
         monkeypatch.setattr(Mirror, "last_contact", time.monotonic())
         with pytest.raises(StoreUnavailable, match=r"went silent while acme\.flights"):
-            cli._wait_showing(mirror, requested, 60.0, spinner)
+            publishing._wait_showing(mirror, requested, 60.0, spinner)
 
 
 def test_a_publish_that_takes_too_long_says_what_it_waits_for(store: MemoryStore) -> None:
@@ -349,7 +352,7 @@ def test_a_publish_that_takes_too_long_says_what_it_waits_for(store: MemoryStore
     requested = admin.publish(store, make_dataset().dataset_id)
     spinner = SimpleNamespace(update=lambda _: None)
     with Mirror(store) as mirror, pytest.raises(WaitTimedOut, match="no host is alive"):
-        cli._wait_showing(mirror, requested, 0.2, spinner)
+        publishing._wait_showing(mirror, requested, 0.2, spinner)
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_started(tmp_path: Path) -> None:
