@@ -17,6 +17,7 @@ from accel_dask.model.member import FencingToken, Leader
 from accel_dask.model.placement import Serving
 from accel_dask.store.base import Event, ModRevisionIs, PutEvent, PutOp, Transaction
 from accel_dask.store.etcd import EtcdStore
+from accel_dask.store.etcd_binary import Version
 from accel_dask.store.etcd_server import EmbeddedEtcd
 from accel_dask.store.leadership import Campaign
 from accel_dask.store.mirror import Mirror
@@ -163,8 +164,15 @@ def test_nothing_acknowledged_is_lost_and_every_event_comes_once(
         assert not writer.failed & written.keys(), "said to have changed nothing"
         assert set(written) <= writer.acked.keys() | writer.unknown
         assert len(writer.acked) > 200
-        assert not lease.is_lost()
-        assert store.get("leased") is not None
+        # An old leader that stood still for longer than a lease ends it when it goes on, before
+        # etcd 3.4.31 and 3.5.13 (etcd-io/etcd#15247). Then, too, its holder must have been told.
+        is_leased = store.get("leased") is not None
+        eventually(lambda: is_leased != lease.is_lost(), 10)
+        assert is_leased or (fault is freeze_leader and _ends_leases_of_others(etcd.binary.version))
+
+
+def _ends_leases_of_others(version: Version) -> bool:
+    return version < (3, 4, 31) or (3, 5, 0) <= version < (3, 5, 13)
 
 
 def _reads(store: EtcdStore) -> bool:
