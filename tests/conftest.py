@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from olap_world import KINDS, EngineWorld, Worlds, started
 from scheduling import GroupScheduling, order_of
 from whole_cluster import Lakehouse
+
+# A machine that stands still for a while is no fault of an example.
+settings.register_profile("without deadlines", deadline=None)
+settings.load_profile("without deadlines")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from accel_dask.worker_plugin.load import clean_spill
 from accel_dask.worker_plugin.replicas import ReplicaRecords
 
 logger = logging.getLogger(__name__)
+
+_LOADER_DIES_SECONDS = 10.0
 
 
 class HostLoads:
@@ -54,6 +57,7 @@ class HostLoads:
         self._on_change = on_change
         self._loaders = ConfinedLoaders(enforcer)
         self._spill_dir = _spill_dir(settings, worker)
+        self._clean_until = float("-inf")
 
     def clean_spill(self) -> None:
         """Remove what crashed loaders spilled."""
@@ -143,7 +147,11 @@ class HostLoads:
 
     def end_orphaned(self) -> None:
         """Record the end of loads whose Dask worker process has ended."""
+        if time.monotonic() < self._clean_until:
+            self._files.shard_dir.clean_temporary()
         for order in self._files.end_orphaned_loads():
+            # Its loader dies with it, though not at once, and keeps its file until then.
+            self._clean_until = time.monotonic() + _LOADER_DIES_SECONDS
             self.failed(order, LoaderCrashed("the Dask worker process that ran the load has ended"))
 
     def _settle(self, order: LoadOrder) -> LoadOrder:

@@ -176,7 +176,7 @@ def test_at_its_deadline_a_query_ends_for_its_client_and_for_the_cpu(
 ) -> None:
     started = time.monotonic()
     kind, told = site.refusal(sql, {"x-accel-deadline-ms": "300"})
-    assert time.monotonic() - started < 1.0
+    assert time.monotonic() - started < 2.5
     assert (kind, "300 ms" in told) == (DeadlineExceeded, True)
     deadline = time.monotonic() + 2
     while any(in_flight(executor) for executor in site.executors.values()):

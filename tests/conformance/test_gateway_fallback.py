@@ -533,9 +533,10 @@ def test_an_engine_that_is_silent_costs_no_more_than_the_deadline(
     world: FallbackWorld, engine: EngineWorld
 ) -> None:
     with_snapshot(world, engine)
-    world.tenant("acme", Quota(fallback_deadline_ms=1500))
     world.declare_fallback(fallback_to(engine, FallbackPolicy.ALWAYS))
     assert world.ask().rows
+    world.tenant("acme", Quota(fallback_deadline_ms=1500))
+    world.wait_applied()
     with frozen(engine.server.process.pid):
         began = time.monotonic()
         assert world.refusal().code in {"DEADLINE_EXCEEDED", "ENGINE_UNAVAILABLE"}
@@ -544,6 +545,8 @@ def test_an_engine_that_is_silent_costs_no_more_than_the_deadline(
     while world.app._fallback._places.running(TENANT):
         assert time.monotonic() < deadline, "its place is never given back"
         threading.Event().wait(0.05)
+    world.tenant("acme", Quota())
+    world.wait_applied()
     assert world.ask().rows
 
 
@@ -704,4 +707,5 @@ def test_a_breaker_that_one_tenant_opened_is_open_for_nobody_else(
         cursor.execute(SQL)
         assert cursor.fetch_arrow_table().num_rows == 3
     open_of = {way.tenant: way.load().breaker for way in world.app._fallback.ways()}
-    assert open_of == {"acme": "open", "other": "closed"}
+    assert open_of.pop("acme") in {"open", "probing"}, "by now it may try again"
+    assert open_of == {"other": "closed"}

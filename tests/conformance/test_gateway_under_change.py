@@ -68,6 +68,7 @@ def epoch(version: int) -> list[Any]:
 
 def test_no_query_fails_or_mixes_epochs_while_they_flip(world: World) -> None:
     asking = Asking(world, "select count(*), min(version), max(version) from flights")
+    asking.more(1)  # of the first epoch
     old = world.executors[0]
     for version in range(2, 12):
         new = world.serve("acme", {"flights": (version, epoch(version))}, generation=version)
@@ -255,7 +256,7 @@ def test_a_slow_reader_loses_its_place_at_the_deadline(world: World) -> None:
     # More than gRPC and the system ever hold for a client that does not read.
     rows = pa.table({"id": range(200_000), "text": ["x" * 400] * 200_000})
     world.serve("acme", {"wide": (1, [rows])}, worker="w2")
-    world.tenant("acme", Quota(deadline_ms=700))
+    world.tenant("acme", Quota(deadline_ms=3000))
     world.wait_applied()
     client, options = world.client("acme", "secret-of-acme")
     started = time.monotonic()
@@ -263,14 +264,14 @@ def test_a_slow_reader_loses_its_place_at_the_deadline(world: World) -> None:
     reader.read_chunk()
     assert world.app.service.load("acme") == (1, 0)
     wait_until(lambda: world.app.service.load("acme") == (0, 0))
-    assert 0.5 < time.monotonic() - started < 2
-    with pytest.raises(flight.FlightTimedOutError, match="700 ms"):
+    assert 2 < time.monotonic() - started < 8
+    with pytest.raises(flight.FlightTimedOutError, match="3000 ms"):
         reader.read_all()
     client.close()
 
 
 def test_a_prepared_statement_has_one_deadline_for_queue_and_run(world: World) -> None:
-    world.tenant("acme", Quota(concurrency=1, deadline_ms=600, queue_wait_ms=5000))
+    world.tenant("acme", Quota(concurrency=1, deadline_ms=3000, queue_wait_ms=5000))
     world.wait_applied()
     turns = threading.Semaphore(0)
     with world.connect("acme", "secret-of-acme") as connection, connection.cursor() as cursor:
@@ -278,11 +279,11 @@ def test_a_prepared_statement_has_one_deadline_for_queue_and_run(world: World) -
         world.executors[0].before = lambda _: turns.acquire(timeout=10) and None
         first = Asking(world, "select 1 from flights limit 1", threads=1)
         wait_until(lambda: world.app.service.load("acme") == (1, 0))
-        threading.Timer(0.3, turns.release).start()
+        threading.Timer(1.5, turns.release).start()
         started = time.monotonic()
-        with pytest.raises(dbapi.Error, match="600 ms"):
+        with pytest.raises(dbapi.Error, match="3000 ms"):
             cursor.execute("select count(*) from flights where id > ?", (1,))
-        assert time.monotonic() - started < 1.5
+        assert time.monotonic() - started < 4, "1.5 s in the queue are part of them"
     for _ in range(20):
         turns.release()
     first.stop()

@@ -386,7 +386,11 @@ def test_a_file_stays_while_an_executor_drains(site: Site) -> None:
     wait_for("its file to go", lambda: site.shard_dir.list_ids() == ())
 
 
-def test_a_dead_executor_is_started_again_at_once(site: Site) -> None:
+def test_a_dead_executor_is_started_again_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper_module, "_STEADY_END_SECONDS", 5.0)
+    monkeypatch.setattr(keeper_module, "_FIRST_BACKOFF_SECONDS", 5.0)
     shard_id = site.shard()
     site.place(shard_id)
     agent = site.started()
@@ -397,7 +401,7 @@ def test_a_dead_executor_is_started_again_at_once(site: Site) -> None:
     first.die()
     agent.executor_ended(first.spec)
     wait_for("another", lambda: site.executor().incarnation != before.incarnation)  # type: ignore[union-attr]
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < 3
     assert first.drained_with is None
 
 
@@ -405,6 +409,7 @@ def test_an_executor_that_keeps_dying_has_to_wait(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keeper_module, "_IMMEDIATE_STARTS", 3)
+    monkeypatch.setattr(keeper_module, "_STEADY_END_SECONDS", 2.0)
     shard_id = site.shard()
     site.place(shard_id)
     agent = site.started()
@@ -417,8 +422,8 @@ def test_an_executor_that_keeps_dying_has_to_wait(
     assert site.executor().reason == "it ended 4 times within 30 s"  # type: ignore[union-attr]
     wait_for("the fifth", lambda: len(site.executors.launched) == 5)
     first, _, _, fourth, fifth = site.executors.tried_at
-    assert fourth - first < 0.9, "some crashes cost no wait"
-    assert 0.15 < fifth - fourth < 0.5, "not long: the tenant has nobody else here"
+    assert fourth - first < 1.8, "some crashes cost no wait"
+    assert 1.9 < fifth - fourth < 8, "not long: the tenant has nobody else here"
     wait_for("READY", lambda: site.executor().state is ExecutorState.READY)  # type: ignore[union-attr]
 
 

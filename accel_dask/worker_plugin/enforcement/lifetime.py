@@ -11,6 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Set
+from contextlib import suppress
 from typing import Final
 
 from accel_dask.worker_plugin.enforcement.cgroups import PROBE, Tree
@@ -51,8 +52,9 @@ class Lifetime:
     def _take_lock(self) -> None:
         until = time.monotonic() + _LOCK_SECONDS
         while self._lock is None:
-            self._tree.make(LIFE)
-            self._lock = self._tree.lock(LIFE)
+            with suppress(FileExistsError, FileNotFoundError):  # it is just being removed
+                self._tree.make(LIFE)
+                self._lock = self._tree.lock(LIFE)
             if self._lock is None:  # somebody just finds out that our earlier life is over
                 if time.monotonic() > until:
                     log.warning("another host agent uses the same control groups")
