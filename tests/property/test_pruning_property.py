@@ -176,7 +176,16 @@ def worlds() -> Iterator[list[World]]:
 
 
 CACHE = BoundsCache()
+ENGINE_FAULTS = ("Failed to bind column reference", "unordered_map::at")
 SEEN: Counter[str] = Counter()
+
+
+def note_fault(error: duckdb.Error) -> None:
+    """DuckDB 2.0.0 fails to plan some outer joins whose condition compares a column with itself
+    (plain tables will do): an error, not a wrong row. Any other error is raised again."""
+    if not any(fault in str(error) for fault in ENGINE_FAULTS):
+        raise error
+    SEEN["the engine failed"] += 1
 
 
 def check(world: World, sql: str) -> None:
@@ -195,6 +204,9 @@ def check(world: World, sql: str) -> None:
     except duckdb.ConversionException as error:  # of a column's values to a constant's type
         SEEN[f"refused by the engine: {type(error).__name__}"] += 1
         return
+    except duckdb.Error as error:
+        note_fault(error)
+        return
     SEEN["pruned" if dropped else "all shards kept"] += 1
     if dropped:
         SEEN["pruned, with rows"] += any(expected)
@@ -204,6 +216,9 @@ def check(world: World, sql: str) -> None:
             # Fewer rows can make the engine take a join's conditions in another order, and one
             # that compares texts with a number first.
             SEEN["refused by the engine on the kept shards alone"] += 1
+            return
+        except duckdb.Error as error:
+            note_fault(error)
             return
         assert answer == expected, (sql, kept)
 
@@ -440,3 +455,4 @@ def test_the_random_queries_did_prune() -> None:
     assert SEEN["pruned"] > total // 3, SEEN
     assert SEEN["pruned, with rows"] > total // 10, SEEN
     assert total > 2_000, SEEN
+    assert SEEN["the engine failed"] <= total // 100, SEEN
