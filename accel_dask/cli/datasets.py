@@ -10,7 +10,14 @@ import typer
 
 from accel_dask import admin
 from accel_dask.cli import connection
-from accel_dask.cli.options import ConfigOption, YesOption, dataset_id_of, key_value, names_of
+from accel_dask.cli.options import (
+    ConfigOption,
+    DatasetArgument,
+    YesOption,
+    dataset_id_of,
+    key_value,
+    names_of,
+)
 from accel_dask.cli.terminal import confirm, console
 from accel_dask.errors import ConfigError
 from accel_dask.model.dataset import ColdPolicy, Dataset, SourceSpec, Spread
@@ -23,7 +30,7 @@ datasets = typer.Typer(help="Datasets: named tables, each fed by one source.", n
 
 @datasets.command("create")
 def dataset_create(
-    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    dataset: DatasetArgument,
     table: Annotated[str | None, typer.Option(help="Iceberg table, NAMESPACE.NAME.")] = None,
     catalog_uri: Annotated[str | None, typer.Option(help="Of the Iceberg catalog.")] = None,
     warehouse: Annotated[str | None, typer.Option(help="Of the Iceberg catalog.")] = None,
@@ -91,7 +98,7 @@ def dataset_create(
 
 @datasets.command("delete")
 def dataset_delete(
-    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    dataset: DatasetArgument,
     yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
@@ -107,7 +114,7 @@ def dataset_delete(
 
 @datasets.command("fallback")
 def dataset_fallback(
-    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    dataset: DatasetArgument,
     engine: Annotated[str, typer.Option(help="flightsql, mysql or postgresql.")] = "",
     policy: Annotated[
         FallbackPolicy, typer.Option(help="For which reasons the engine is asked.")
@@ -132,7 +139,7 @@ def dataset_fallback(
 
 @datasets.command("rollup")
 def dataset_rollup(
-    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    dataset: DatasetArgument,
     declared: Annotated[
         list[str] | None, typer.Argument(help='"NAME: DIMENSIONS; MEASURES", one or more.')
     ] = None,

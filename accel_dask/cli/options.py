@@ -14,6 +14,7 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings file of the cluster (default: the local one's)."),
 ]
+DatasetArgument = Annotated[str, typer.Argument(help="TENANT.DATASET")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 UserOption = Annotated[str | None, typer.Option(help="Default: the only user known here.")]
 TokenOption = Annotated[

@@ -9,7 +9,7 @@ import typer
 
 from accel_dask import admin
 from accel_dask.cli import connection
-from accel_dask.cli.options import ConfigOption, dataset_id_of
+from accel_dask.cli.options import ConfigOption, DatasetArgument, dataset_id_of
 from accel_dask.cli.terminal import console
 from accel_dask.errors import StoreUnavailable, WaitTimedOut
 from accel_dask.model.cluster import ClusterView
@@ -22,7 +22,7 @@ _SILENT_SECONDS = 15.0
 
 
 def publish(
-    dataset: Annotated[str, typer.Argument(help="TENANT.DATASET")],
+    dataset: DatasetArgument,
     snapshot: Annotated[
         str | None, typer.Option(help="The source's snapshot id (default: the newest).")
     ] = None,
@@ -37,14 +37,10 @@ def publish(
         if not wait:
             console.print(f"requested ({requested.nonce})")
             return
-        mirror = Mirror(store)
-        mirror.start()
-        try:
+        with Mirror(store).start() as mirror:
             started = time.monotonic()
             with console.status(f"publishing {dataset_id}") as spinner:
                 result = _wait_showing(mirror, requested, timeout, spinner)
-        finally:
-            mirror.close()
     if result.is_new:
         seconds = time.monotonic() - started
         console.print(f"{result.epoch} READY after {seconds:.1f} s: {result.epoch.snapshot_id}")

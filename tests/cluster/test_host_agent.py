@@ -28,6 +28,7 @@ import pytest
 from distributed import Client
 from distributed.core import rpc
 from pyarrow import flight
+from whole_cluster import is_alive
 
 from accel_dask.codec import decode, encode
 from accel_dask.config import HostSettings, Settings, StoreSettings, settings_to_toml
@@ -64,13 +65,6 @@ def wait_for(what: str, predicate: Callable[[], Any], seconds: float = 20.0) -> 
         assert time.monotonic() < deadline, f"in vain for {seconds:g} s: {what}"
         pause.wait(0.02)
     return found
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def free_port() -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from whole_cluster import CHECK, Lakehouse, ask, querying, wait_until
+from whole_cluster import CHECK, Lakehouse, ask, is_alive, querying, wait_until
 
 from accel_dask.local import LocalAccelCluster, LocalOptions
 from accel_dask.model.executor import Executor
@@ -114,7 +114,7 @@ def test_a_host_killed_whole_comes_back_from_its_shard_files_without_the_source(
     tenant, token, expected = served
     processes = _host_processes(cluster)
     cluster.stop_process("worker-0", kill=True)
-    wait_until(lambda: not any(map(_is_alive, processes)))
+    wait_until(lambda: not any(map(is_alive, processes)))
     for file in _source_files(lakehouse):
         file.rename(file.with_suffix(".away"))
     cluster.start_worker(0)
@@ -145,13 +145,6 @@ def test_a_shard_file_damaged_while_its_host_was_down_is_noticed_and_loaded_agai
     _wait_host(cluster)
     assert _ask_until(cluster, tenant, token) == [expected]
     assert file.read_bytes() != bytes(content)
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _host_processes(cluster: LocalAccelCluster) -> list[psutil.Process]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 from adbc_driver_flightsql import dbapi
 from pyiceberg.catalog.sql import SqlCatalog
@@ -142,6 +143,14 @@ def querying(
         for thread in threads:
             thread.join(30)
             assert not thread.is_alive(), "a client hangs"
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it still runs: a zombie does not."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
